@@ -1,0 +1,78 @@
+"""
+DeeBERT early exit for transformers. Importing it registers configurations, models and tokenizers with the Auto classes.
+
+Inference needs torch and transformers only. Names of training and analysis load on access and need an extra.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertTokenizer,
+    RobertaTokenizer,
+)
+
+from .models.exit_criteria_deebert import EntropyCriterion, ExitCandidate, ExitCriterion, entropy
+from .models.modeling_deebert import DeeBertConfig, DeeBertForSequenceClassification, DeeBertModel
+from .models.modeling_deeroberta import DeeRobertaConfig, DeeRobertaForSequenceClassification, DeeRobertaModel
+from .models.outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOutput
+
+
+__version__ = version("transformers-deebert")
+
+# Where names live that need more than torch and transformers, and the extra that brings it.
+_LAZY = {
+    "BackboneTrainer": ("training.backbone_trainer", "train"),
+    "DeeBertTrainingArguments": ("training.training_arguments", "train"),
+    "OffRampTrainer": ("training.off_ramp_trainer", "train"),
+    "TwoStageTrainer": ("training.two_stage_trainer", "train"),
+}
+
+__all__ = [
+    "BackboneTrainer",
+    "DeeBertConfig",
+    "DeeBertForSequenceClassification",
+    "DeeBertModel",
+    "DeeBertTrainingArguments",
+    "DeeRobertaConfig",
+    "DeeRobertaForSequenceClassification",
+    "DeeRobertaModel",
+    "EarlyExitModelOutput",
+    "EarlyExitSequenceClassifierOutput",
+    "EntropyCriterion",
+    "ExitCandidate",
+    "ExitCriterion",
+    "OffRampTrainer",
+    "TwoStageTrainer",
+    "__version__",
+    "entropy",
+]
+
+for _config, _model, _classifier, _tokenizer in (
+    (DeeBertConfig, DeeBertModel, DeeBertForSequenceClassification, BertTokenizer),
+    (DeeRobertaConfig, DeeRobertaModel, DeeRobertaForSequenceClassification, RobertaTokenizer),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForSequenceClassification.register(_config, _classifier, exist_ok=True)
+    AutoTokenizer.register(_config, tokenizer_class=_tokenizer, exist_ok=True)
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, extra = _LAZY[name]
+    try:
+        return getattr(import_module(f".{module}", __name__), name)
+    except ImportError as error:
+        raise ImportError(
+            f"`{name}` needs more packages: pip install 'transformers-deebert[{extra}]' ({error})"
+        ) from error
+
+
+def __dir__():
+    return sorted(set(globals()) | set(__all__))

@@ -1,0 +1,1 @@
+"""Everything that travels to the Hub with a checkpoint: configurations, models, off-ramps, the layer loop."""

@@ -1,0 +1,410 @@
+"""The layer loop, written once for all families."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .exit_answers_deebert import Compactor, ExitAnswers
+from .exit_criteria_deebert import ExitCandidate, ExitPlan, make_exit_plan
+from .inputs_deebert import check_labels, check_mask, check_tokens
+from .layer_state_deebert import LayerState, is_left_aligned, rotate_columns, rotation, rotation_back
+from .loading_deebert import EarlyExitLoading
+from .off_ramps_deebert import OffRamp, init_off_ramp
+from .outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOutput
+
+
+class EarlyExitBackbone(EarlyExitLoading):
+    """
+    A base model with off-ramps. Bases: this mixin first, then the family's stock base model. A family says how to begin
+    ([`embed`], [`max_tokens`]), what a layer needs besides the states ([`layer_context`]) and how to apply one
+    ([`apply_layer`]); everything else is here.
+    """
+
+    def __init__(self, config, *args, **kwargs):
+        if config.is_decoder:
+            raise ValueError(f"`is_decoder` is {config.is_decoder}, but early exit needs an encoder: set it to False.")
+        super().__init__(config, *args, **kwargs)
+        self.off_ramps = nn.ModuleList(self.make_off_ramp(config) for _ in range(config.num_hidden_layers - 1))
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, OffRamp):
+            pooler = None if self.pooler is None else self.pooler.dense
+            init_off_ramp(module, pooler, self.config.initializer_range)
+
+    # ---- what a family may say differently
+
+    def make_off_ramp(self, config) -> OffRamp:
+        """One off-ramp, with the activation of the family's own head."""
+        return OffRamp(config)
+
+    def max_tokens(self) -> int:
+        """Number of tokens that the position table holds."""
+        return self.config.max_position_embeddings
+
+    def embed(self, **inputs) -> torch.Tensor:
+        """`(rows, width, hidden)` states in front of the first layer."""
+        return self.embeddings(**inputs)
+
+    def layer_context(self, state: LayerState) -> dict:
+        """Arguments of the layers that derive from the state; kept while its rows and width stay as they are."""
+        # Where the host already knows about padding, transformers need not look (and synchronise) again.
+        mask = create_bidirectional_mask(
+            self.config,
+            state.hidden,
+            None if state.padding is False else state.mask,
+            allow_is_bidirectional_skip=not state.padding,
+        )
+        return {"attention_mask": mask}
+
+    def apply_layer(self, index: int, state: LayerState) -> torch.Tensor:
+        """States behind layer `index` (0-based)."""
+        return self.encoder.layer[index](state.hidden, **state.context)
+
+    # ---- the same for all
+
+    def begin(self, input_ids=None, attention_mask=None, inputs_embeds=None, **inputs):
+        """
+        Checks the inputs, turns every row so that its first attended token is in column 0 (left padding then is the
+        same case as right padding), and embeds them.
+
+        Returns:
+            The [`LayerState`] in front of layer 1, and the `(rows, width)` columns it was rotated by, `None` where every
+            row is known to start in column 0.
+        """
+        tokens = check_tokens(input_ids, inputs_embeds)
+        rows, width = tokens.shape[:2]
+        if width > self.max_tokens() and inputs.get("position_ids") is None:
+            raise ValueError(
+                f"The input has {width} tokens a row, but the position table of this model holds {self.max_tokens()}: "
+                "truncate it, for example with `tokenizer(..., truncation=True)`."
+            )
+        mask = check_mask(attention_mask, tokens)
+        inputs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        # One row of positions or segments may stand for the whole batch, as in the stock models.
+        inputs = {
+            name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items() if tensor is not None
+        }
+        columns = None if is_left_aligned(mask) else rotation(mask)
+        if columns is not None:
+            mask = rotate_columns(mask, columns)
+            inputs = {name: rotate_columns(tensor, columns) for name, tensor in inputs.items()}
+        return LayerState.begin(self.embed(**inputs), mask), columns
+
+    def advance(self, state: LayerState) -> None:
+        """Applies one layer, in place."""
+        if state.context is None:
+            state.context = self.layer_context(state)
+        state.hidden = self.apply_layer(state.layer, state)
+        state.layer += 1
+
+    def answer(self, state: LayerState, answer_last) -> ExitCandidate:
+        """What the off-ramp behind the last applied layer says, or `answer_last` behind the last layer."""
+        if state.layer == self.config.num_hidden_layers:
+            return answer_last(state)
+        off_ramp = self.off_ramps[state.layer - 1]
+        vector, logits = off_ramp(off_ramp.pool(state.hidden, state.mask))
+        return ExitCandidate(logits=logits, pooled=vector, memory=state.memory)
+
+    # `capture_outputs` collects hidden states and attentions through hooks on the layers, as in the stock models.
+    @capture_outputs(tie_last_hidden_states=False)
+    def run_layers(self, state: LayerState, plan: ExitPlan, answer_last, keep_states: bool, **outputs) -> dict:
+        """
+        The layer loop.
+
+        Args:
+            state (`LayerState`): In front of layer 1.
+            plan (`ExitPlan`): Who may leave where.
+            answer_last (`Callable`): From the state behind the last layer to its [`ExitCandidate`].
+            keep_states (`bool`): Whether the rows' states and pooled vectors are wanted besides their logits.
+            outputs: `output_hidden_states` and `output_attentions`, for `capture_outputs`.
+
+        Returns:
+            `dict` with `answers` ([`ExitAnswers`]), `off_ramp_logits` and, where asked for, `hidden_states` and
+            `attentions`.
+        """
+        answers = ExitAnswers(state, keep_states)
+        compactor = Compactor(state) if plan.compact else None
+        if compactor is not None:
+            state = compactor.compact(state)
+        off_ramp_logits = []
+        stops = plan.stops
+        while state.layer < plan.last_layer:
+            self.advance(state)
+            if not (plan.all_off_ramps or state.layer in stops):
+                continue
+            candidate = self.answer(state, answer_last)
+            if plan.all_off_ramps:
+                off_ramp_logits.append(candidate.logits)
+            if state.layer not in stops:
+                continue
+            if state.layer == plan.answer_layer and answers.exit_layers is None:
+                answers.take_all(state, candidate)
+                continue
+            leave = plan.leaving(state, candidate)
+            if compactor is not None and compactor.nobody_leaves(leave):
+                continue
+            answers.take(state, candidate, leave)
+            state.waiting = state.waiting_mask() & ~leave
+            if compactor is not None:
+                state = compactor.compact(state)
+                if state.rows.shape[0] == 0:
+                    break
+        return {"answers": answers, "off_ramp_logits": tuple(off_ramp_logits) if plan.all_off_ramps else None}
+
+    def run(
+        self,
+        inputs: dict,
+        answer_last,
+        keep_states: bool,
+        early_exit_entropy=None,
+        exit_layer=None,
+        output_off_ramp_logits=None,
+        output_hidden_states=None,
+        output_attentions=None,
+    ) -> dict:
+        """From the arguments of a call to its answers: plans, begins, runs the layers, turns the rows back."""
+        outputs = {
+            "output_hidden_states": self.config.output_hidden_states
+            if output_hidden_states is None
+            else output_hidden_states,
+            "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
+        }
+        plan = make_exit_plan(
+            self.config,
+            self.training,
+            early_exit_entropy,
+            exit_layer,
+            output_off_ramp_logits,
+            # `output_hidden_states` may be a flag, an index or a list of indices; 0 is an index.
+            output_all_layers=any(value is not None and value is not False for value in outputs.values()),
+        )
+        state, columns = self.begin(**inputs)
+        if state.rows.shape[0] == 0:
+            return self.run_empty(state, plan, answer_last, keep_states, outputs)
+        mask = state.mask
+        output = self.run_layers(state, plan, answer_last, keep_states, return_dict=True, **outputs)
+        if keep_states or output.get("hidden_states") or output.get("attentions"):
+            turn_back(output, mask, columns, exits=plan.criterion is not None)
+        return output
+
+    def run_empty(self, state: LayerState, plan: ExitPlan, answer_last, keep_states: bool, outputs: dict) -> dict:
+        """The empty batch: layers cannot run on no rows, so one row runs that no answer is kept of."""
+        rows, width, size = state.hidden.shape
+        hidden = state.hidden.new_zeros(1, max(width, 1), size)
+        row = LayerState.begin(hidden, torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device))
+        plan = replace(plan, criterion=None, compact=False)
+        output = self.run_layers(row, plan, answer_last, keep_states, return_dict=True, **outputs)
+        output["answers"].keep_none()
+        for name in ("off_ramp_logits", "hidden_states", "attentions"):
+            if output.get(name):
+                output[name] = tuple(tensor[:0] for tensor in output[name])
+        return output
+
+    def compute_off_ramp_inputs(self, **inputs) -> torch.Tensor:
+        """
+        What the L-1 off-ramps read of each row, `(rows, L-1, hidden)`: the pooled states of layers 1 … L-1. With a frozen
+        backbone that never changes, so stage 2 can train on it without running a layer again. Meant for `"cls"` and
+        `"mean"` pooling, which have no parameters.
+
+        Args:
+            inputs: The token arguments of [`forward`].
+        """
+        state, _ = self.begin(**inputs)
+        pooled = []
+        for off_ramp in self.off_ramps:
+            self.advance(state)
+            pooled.append(off_ramp.pool(state.hidden, state.mask))
+        return torch.stack(pooled, 1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        early_exit_entropy: float | list[float] | None = None,
+        exit_layer: int | None = None,
+        output_off_ramp_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> EarlyExitModelOutput:
+        """
+        As the stock base model, with rows that leave at the first sure off-ramp. See
+        [`EarlyExitClassifier.forward`] for the early-exit arguments and [`EarlyExitModelOutput`] for what comes back.
+        """
+        output = self.run(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+            },
+            self.answer_last,
+            True,
+            early_exit_entropy,
+            exit_layer,
+            output_off_ramp_logits,
+            output_hidden_states,
+            output_attentions,
+        )
+        answers = output["answers"]
+        return EarlyExitModelOutput(
+            last_hidden_state=answers.hidden,
+            pooler_output=None if self.pooler is None else answers.pooled,
+            exit_layers=None if self.training else answers.exit_layers,
+            # The base model has no head that could answer for the last layer.
+            off_ramp_logits=output["off_ramp_logits"] and output["off_ramp_logits"][:-1],
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
+
+    def answer_last(self, state: LayerState) -> ExitCandidate:
+        """Behind the last layer a base model has the family's pooler, if any, and no logits."""
+        return ExitCandidate(logits=None, pooled=None if self.pooler is None else self.pooler(state.hidden))
+
+
+def turn_back(output: dict, mask: torch.Tensor, columns: torch.Tensor | None, exits: bool) -> None:
+    """Puts the tokens of all states back to where the input had them; `exits`: zeroes padding as rows exited early."""
+    answers = output["answers"]
+    if answers.hidden is not None and exits:
+        answers.hidden = answers.hidden * mask.unsqueeze(-1)
+    if columns is None:
+        return
+    columns = rotation_back(columns)
+    if answers.hidden is not None:
+        answers.hidden = rotate_columns(answers.hidden, columns)
+    if output.get("hidden_states"):
+        output["hidden_states"] = tuple(
+            None if hidden is None else rotate_columns(hidden, columns) for hidden in output["hidden_states"]
+        )
+    if output.get("attentions"):
+        output["attentions"] = tuple(
+            # (rows, heads, queries, keys): both the queries and the keys were rotated.
+            rotate_columns(rotate_columns(weights.transpose(1, 2), columns).transpose(1, 3), columns).permute(
+                0, 2, 3, 1
+            )
+            for weights in output["attentions"]
+        )
+
+
+class EarlyExitClassifier(EarlyExitLoading):
+    """
+    A sequence classifier with off-ramps. Bases: this mixin first, then the family's stock classifier. A family names its
+    base model (`backbone_class`, `backbone_kwargs`) and its head ([`classify`]).
+    """
+
+    backbone_class: type
+    backbone_kwargs: dict = {}
+
+    def __init__(self, config):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, self.backbone_class(config, **self.backbone_kwargs))
+        self.post_init()
+
+    def classify(self, hidden: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The family's own head: `(rows, width, hidden)` -> pooled vectors, where it has such, and logits."""
+        raise NotImplementedError
+
+    def answer_last(self, state: LayerState) -> ExitCandidate:
+        pooled, logits = self.classify(state.hidden)
+        return ExitCandidate(logits=logits, pooled=pooled)
+
+    def set_trainable(self, part: str) -> None:
+        """
+        Freezes and unfreezes parameters (`requires_grad`).
+
+        Args:
+            part (`str`): What shall train: `"backbone"` (stage 1: everything but the off-ramps), `"off_ramps"` (stage 2:
+                nothing else) or `"all"`.
+        """
+        if part not in ("backbone", "off_ramps", "all"):
+            raise ValueError(f'`part` must be "backbone", "off_ramps" or "all", got {part!r}.')
+        self.requires_grad_(part != "off_ramps")
+        self.base_model.off_ramps.requires_grad_(part != "backbone")
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        early_exit_entropy: float | list[float] | None = None,
+        exit_layer: int | None = None,
+        output_off_ramp_logits: bool | None = None,
+        off_ramp_inputs: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> EarlyExitSequenceClassifierOutput:
+        r"""
+        As the stock classifier, with rows that leave at the first sure off-ramp. The early-exit arguments hold for this
+        call only; where they are `None`, the configuration's defaults do (in eval mode).
+
+        Args:
+            attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+                Non-zero for attended tokens. A row's first attended token counts as its first token, so that left and
+                right padding give the same answer.
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Class indices, `0 … num_labels - 1`, or -100 for rows without one.
+            early_exit_entropy (`float` or `list[float]`, *optional*):
+                Threshold S in nats, one number or one for each of the L-1 off-ramps: a row leaves at the first off-ramp
+                whose prediction has entropy < S (DeeBERT, Algorithm 1). 0 is the full depth, more than ln(num_labels)
+                lets everything out at the first off-ramp.
+            exit_layer (`int`, *optional*):
+                Every row is answered by off-ramp `exit_layer` (L: by the model's own head); later layers do not run.
+            output_off_ramp_logits (`bool`, *optional*):
+                Runs all layers and returns the logits of all exits.
+            off_ramp_inputs (`torch.FloatTensor` of shape `(batch, L-1, hidden)`, *optional*):
+                From [`compute_off_ramp_inputs`], in place of tokens: only the off-ramps run, and the output has only
+                their logits.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                As in the stock model. All layers run.
+
+        Raises:
+            ValueError: for early-exit arguments in training mode, out of range, given together, or entropy in a model
+                that does not choose one of several classes; for inputs longer than the position table, labels out of
+                range, masks of another shape.
+        """
+        if off_ramp_inputs is not None:
+            off_ramps = self.base_model.off_ramps
+            logits = tuple(off_ramp(off_ramp_inputs[:, i])[1] for i, off_ramp in enumerate(off_ramps))
+            return EarlyExitSequenceClassifierOutput(off_ramp_logits=logits)
+        if labels is not None:
+            check_labels(labels, self.config, self.training)
+        output = self.base_model.run(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+            },
+            self.answer_last,
+            False,
+            early_exit_entropy,
+            exit_layer,
+            output_off_ramp_logits,
+            output_hidden_states,
+            output_attentions,
+        )
+        answers = output["answers"]
+        return EarlyExitSequenceClassifierOutput(
+            loss=None if labels is None else self.loss_function(labels, answers.logits, self.config),
+            logits=answers.logits,
+            exit_layers=None if self.training else answers.exit_layers,
+            off_ramp_logits=output["off_ramp_logits"],
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )

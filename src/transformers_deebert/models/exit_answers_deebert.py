@@ -1,0 +1,111 @@
+"""Where rows put their answers: tensors in input order, written once a row."""
+
+from dataclasses import replace
+
+import torch
+
+from .exit_criteria_deebert import ExitCandidate
+from .layer_state_deebert import LayerState, resize_columns
+
+
+# Rows that left, and columns that only they needed, are carried along until they make up more than this share of a
+# batch's cells, because dropping them copies all others. benchmarks/compaction.py measures the choice.
+MAX_IDLE_SHARE = 1 / 32
+
+
+class ExitAnswers:
+    """
+    The answers of a batch.
+
+    Args:
+        state (`LayerState`): In front of layer 1, before any row or column was dropped.
+        keep_states (`bool`): Whether to keep pooled vectors and hidden states besides the logits.
+    """
+
+    def __init__(self, state: LayerState, keep_states: bool):
+        self.total, self.width = state.mask.shape
+        self.keep_states = keep_states
+        self.logits = self.pooled = self.hidden = self.exit_layers = None
+
+    def take_all(self, state: LayerState, candidate: ExitCandidate) -> None:
+        """Every row leaves here and none left before: no copies, and gradients flow as in the stock model."""
+        self.logits = candidate.logits
+        self.exit_layers = torch.full_like(state.rows, state.layer)
+        if self.keep_states:
+            self.pooled, self.hidden = candidate.pooled, resize_columns(state.hidden, self.width)
+
+    def take(self, state: LayerState, candidate: ExitCandidate, leave: torch.Tensor) -> None:
+        """The rows marked in `leave`, `(rows,)`, leave here."""
+        self.exit_layers = self.put(self.exit_layers, state, leave, torch.full_like(state.rows, state.layer))
+        if candidate.logits is not None:
+            self.logits = self.put(self.logits, state, leave, candidate.logits)
+        if self.keep_states:
+            if candidate.pooled is not None:
+                self.pooled = self.put(self.pooled, state, leave, candidate.pooled)
+            self.hidden = self.put(self.hidden, state, leave, resize_columns(state.hidden, self.width))
+
+    def keep_none(self) -> None:
+        """Cuts all answers to no rows."""
+        for name in ("logits", "pooled", "hidden", "exit_layers"):
+            answer = getattr(self, name)
+            setattr(self, name, None if answer is None else answer[:0])
+
+    def put(self, answer, state: LayerState, leave: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Writes the values of the rows that leave to their places, without looking at `leave` on the host."""
+        if answer is None:
+            answer = values.new_zeros(self.total, *values.shape[1:])
+        leave = leave.view(-1, *[1] * (values.dim() - 1))
+        return answer.index_put((state.rows,), torch.where(leave, values, answer[state.rows]))
+
+
+class Compactor:
+    """
+    Drops rows that left, and padding that only they needed, where that pays: when the rows and columns still needed
+    make up at most `1 - MAX_IDLE_SHARE` of the batch's cells. A mask with holes keeps all columns up to its last
+    attended one.
+
+    Args:
+        state (`LayerState`): In front of layer 1.
+    """
+
+    def __init__(self, state: LayerState):
+        # On the host, each row's length (1 + its last attended column, at least 1), and 0 once it left.
+        self.remaining, self.holes = host_lengths(state.mask)
+
+    def nobody_leaves(self, leave: torch.Tensor) -> bool:
+        """Looks at who leaves, the one host synchronisation of a layer; `True` if nobody does."""
+        flags = host_flags(leave)
+        if not any(flags):
+            return True
+        self.remaining = [0 if left else length for left, length in zip(flags, self.remaining, strict=True)]
+        return False
+
+    def compact(self, state: LayerState) -> LayerState:
+        """The rows that wait, perhaps with idle ones among them; an empty state when all left."""
+        stay = [row for row, length in enumerate(self.remaining) if length]
+        width = max(self.remaining)
+        rows, columns = state.mask.shape
+        if stay and len(stay) * width > (1 - MAX_IDLE_SHARE) * rows * columns:
+            return state
+        state = state.resize(max(width, 1))
+        if len(stay) < rows:
+            state = replace(state, waiting=None).select(torch.tensor(stay, dtype=torch.long, device=state.mask.device))
+            self.remaining = [self.remaining[row] for row in stay]
+        return replace(state, padding=self.holes or any(length < width for length in self.remaining))
+
+
+# Reading tensors on the host breaks a compiled graph anyway; here the breaks are in known places.
+@torch.compiler.disable
+def host_flags(leave: torch.Tensor) -> list[bool]:
+    return leave.tolist()
+
+
+@torch.compiler.disable
+def host_lengths(mask: torch.Tensor) -> tuple[list[int], bool]:
+    """Each row's length, and whether any row has a hole before that."""
+    rows, width = mask.shape
+    if mask.all():
+        return [width] * rows, False
+    columns = torch.arange(1, width + 1, device=mask.device)
+    lengths, attended = torch.stack([(mask * columns).amax(1), mask.sum(1)]).tolist()
+    return [max(length, 1) for length in lengths], lengths != attended

@@ -1,0 +1,65 @@
+"""Loading: plain checkpoints as a start, early-exit checkpoints whole or not at all."""
+
+from .off_ramps_deebert import OffRamp, init_off_ramp
+
+
+class EarlyExitLoading:
+    """Loading behaviour shared by base models and classifiers. Bases: before the stock class."""
+
+    @classmethod
+    def is_custom_code(cls):
+        # transformers initialises composite modules of custom code without their `_init_weights`; ours use
+        # `transformers.initialization`, which leaves loaded tensors alone, so they can be treated like its own.
+        return False
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """
+        As `PreTrainedModel.from_pretrained`, for early-exit checkpoints and for plain ones of the family: a plain one
+        lacks all off-ramps, which then start as new.
+
+        Raises:
+            ValueError: for a checkpoint with some off-ramps missing or superfluous, or any tensor of another shape without
+                `ignore_mismatched_sizes=True`, naming them.
+        """
+        want_info = kwargs.pop("output_loading_info", False)
+        allow_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *model_args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # to name them in the error below
+            **kwargs,
+        )
+        if info["mismatched_keys"] and not allow_mismatch:
+            raise_mismatch(info["mismatched_keys"], pretrained_model_name_or_path)
+        check_off_ramp_keys(model, info, pretrained_model_name_or_path)
+        return (model, info) if want_info else model
+
+
+def raise_mismatch(mismatched, name) -> None:
+    shapes = "; ".join(
+        f"{key}: {tuple(saved)} in the checkpoint, {tuple(wanted)} in the model"
+        for key, saved, wanted in sorted(mismatched)
+    )
+    raise ValueError(
+        f"Tensors in {name!r} have other shapes than in this model ({shapes}): load it as it was saved (for example with "
+        "the same `num_labels`), or pass `ignore_mismatched_sizes=True` to start these anew and train both stages again."
+    )
+
+
+def check_off_ramp_keys(model, info, name) -> None:
+    """Refuses a checkpoint with damaged or foreign off-ramps; notes in the configuration when they are new."""
+    missing = sorted(key for key in info["missing_keys"] if "off_ramps." in key)
+    unexpected = sorted(key for key in info["unexpected_keys"] if "off_ramps." in key)
+    expected = [key for key in model.state_dict() if "off_ramps." in key]
+    if unexpected or (missing and len(missing) < len(expected)):
+        listed = [f"missing: {', '.join(missing)}"] * bool(missing) + [
+            f"not in this model: {', '.join(unexpected)}"
+        ] * bool(unexpected)
+        raise ValueError(
+            f"The checkpoint {name!r} has off-ramps, but not those of this model ({'; '.join(listed)}): it is incomplete,"
+            " or `off_ramp_head`, `off_ramp_pooling` or the number of layers differ from what it was trained with."
+        )
+    if missing or any("off_ramps." in key[0] for key in info["mismatched_keys"]):
+        model.config.off_ramps_trained = False

@@ -1,0 +1,88 @@
+"""Off-ramps: the small classifiers behind the layers (DeeBERT, section 3.1)."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+
+def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Mean over the attended tokens: `(rows, tokens, hidden)`, `(rows, tokens)` -> `(rows, hidden)`."""
+    weights = mask.to(hidden.dtype)
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
+    return torch.bmm(weights.unsqueeze(1), hidden).squeeze(1)  # (rows, 1, tokens) @ (rows, tokens, hidden)
+
+
+class AttentionPooling(nn.Module):
+    """Mean over the attended tokens, weighted by the softmax of their scaled products with a learned query."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(hidden_size))
+
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        scores = hidden @ self.query * hidden.shape[-1] ** -0.5  # (rows, tokens)
+        # A row without any attended token gets equal weights instead of NaN.
+        scores = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min)
+        return torch.bmm(scores.softmax(-1).unsqueeze(1), hidden).squeeze(1)
+
+
+class OffRampPooler(nn.Module):
+    """Dense layer and activation, the counterpart of the family head's."""
+
+    def __init__(self, hidden_size: int, activation: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.activation = activation
+
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
+        return self.activation(self.dense(pooled))
+
+
+class OffRamp(nn.Module):
+    """
+    The classifier behind one layer: pooling, then `pooler` (with `off_ramp_head="pooler"`), dropout and `classifier`.
+
+    Args:
+        config ([`EarlyExitConfigMixin`]):
+            `off_ramp_pooling` and `off_ramp_head` choose its parts.
+        activation (`Callable`, *optional*, defaults to `torch.tanh`):
+            Activation of the family's own classification head.
+    """
+
+    def __init__(self, config, activation: Callable[[torch.Tensor], torch.Tensor] = torch.tanh):
+        super().__init__()
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        self.pooling = config.off_ramp_pooling
+        self.attention = AttentionPooling(config.hidden_size) if self.pooling == "attention" else None
+        self.pooler = OffRampPooler(config.hidden_size, activation) if config.off_ramp_head == "pooler" else None
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+
+    def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """`(rows, tokens, hidden)` states and `(rows, tokens)` mask -> `(rows, hidden)`, what [`forward`] reads."""
+        if self.pooling == "cls":
+            return hidden.select(1, 0)
+        if self.pooling == "mean":
+            return mean_pool(hidden, mask)
+        return self.attention(hidden, mask)
+
+    def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(rows, hidden)` -> the vector its classifier reads, `(rows, hidden)`, and logits `(rows, labels)`."""
+        vector = pooled if self.pooler is None else self.pooler(pooled)
+        # An off-ramp is a dozen tiny operations behind every layer: at batch 1 an idle dropout call is felt.
+        return vector, self.classifier(self.dropout(vector) if self.training else vector)
+
+
+@torch.no_grad()
+def init_off_ramp(off_ramp: OffRamp, pooler_dense: nn.Linear | None, std: float) -> None:
+    """
+    Starts an off-ramp's parameters that no checkpoint holds: its pooler as a copy of the backbone's where there is one
+    (as the original implementation does), the rest like every linear layer of the family. Never touches loaded ones.
+    """
+    if off_ramp.attention is not None:
+        init.normal_(off_ramp.attention.query, mean=0.0, std=std)
+    if off_ramp.pooler is not None and pooler_dense is not None:
+        init.copy_(off_ramp.pooler.dense.weight, pooler_dense.weight)
+        init.copy_(off_ramp.pooler.dense.bias, pooler_dense.bias)

@@ -1,0 +1,144 @@
+"""Bad input gets a ValueError that names the argument."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from conftest import NUM_LAYERS, make_batch, make_model
+from transformers.utils import logging as transformers_logging
+
+
+@pytest.mark.parametrize(
+    "threshold",
+    [-0.1, float("nan"), float("inf"), True, "0.4", [0.1, 0.2], [0.1] * 4, [0.1, -1.0, 0.1], [], [0.1, True, 0.1]],
+)
+def test_thresholds(threshold):
+    model = make_model()
+    with pytest.raises(ValueError, match="`early_exit_entropy`"):
+        model(**make_batch(), early_exit_entropy=threshold)
+
+
+@pytest.mark.parametrize("threshold", [-0.1, float("nan"), [0.1, 0.2], [0.1, -1.0, 0.1]])
+def test_thresholds_of_the_configuration(threshold):
+    model = make_model()
+    model.config.early_exit_entropy = threshold
+    with pytest.raises(ValueError, match="`early_exit_entropy`"):
+        model(**make_batch())
+
+
+@pytest.mark.parametrize("threshold", [1, 0.5, np.float32(0.5), np.float64(0.5), (0.1, 0.2, 0.3), [0, 1, 2], 1e9])
+def test_good_thresholds(threshold):
+    assert make_model()(**make_batch(), early_exit_entropy=threshold).logits.shape == (12, 3)
+
+
+@pytest.mark.parametrize("layer", [0, NUM_LAYERS + 1, -1, 1.0, True, "1"])
+def test_exit_layer(layer):
+    with pytest.raises(ValueError, match=r"`exit_layer`.*from 1"):
+        make_model()(**make_batch(), exit_layer=layer)
+
+
+def test_exit_layer_and_threshold_exclude_each_other():
+    with pytest.raises(ValueError, match="`early_exit_entropy`.*`exit_layer`"):
+        make_model()(**make_batch(), exit_layer=1, early_exit_entropy=0.1)
+
+
+@pytest.mark.parametrize("kwargs", [{"early_exit_entropy": 0.1}, {"early_exit_entropy": 0.0}, {"exit_layer": 1}])
+def test_training_mode(kwargs):
+    model = make_model().train()
+    with pytest.raises(ValueError, match=f"`{next(iter(kwargs))}`.*training mode"):
+        model(**make_batch(), **kwargs)
+
+
+def test_training_mode_ignores_the_defaults():
+    model = make_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    full = model(**make_batch())
+    model.config.early_exit_entropy = 99.0
+    model.config.output_off_ramp_logits = True
+    output = model.train()(**make_batch())
+    assert torch.equal(output.logits, full.logits)
+    assert output.exit_layers is None
+    assert output.off_ramp_logits is None
+    assert len(model(**make_batch(), output_off_ramp_logits=True).off_ramp_logits) == NUM_LAYERS
+
+
+@pytest.mark.parametrize(
+    "settings", [{"num_labels": 1}, {"problem_type": "multi_label_classification"}, {"problem_type": "regression"}]
+)
+def test_entropy_needs_classes(settings):
+    model = make_model()
+    for name, value in settings.items():
+        setattr(model.config, name, value)
+    with pytest.raises(ValueError, match="`early_exit_entropy`.*one of several classes"):
+        model(**make_batch(), early_exit_entropy=0.1)
+    model(**make_batch(), early_exit_entropy=0.0)
+    model(**make_batch(), exit_layer=1)
+
+
+def test_too_many_tokens(family):
+    limit = 20
+    model = make_model(family)
+    assert model.base_model.max_tokens() == limit
+    model(**make_batch(family, lengths=(limit,)))
+    with pytest.raises(ValueError, match=f"{limit + 1} tokens.*holds {limit}"):
+        model(**make_batch(family, lengths=(limit + 1,)))
+
+
+@pytest.mark.parametrize("label", [3, -1, 99])
+def test_labels_out_of_range(label):
+    labels = torch.zeros(12, dtype=torch.long)
+    labels[4] = label
+    for mode in (True, False):
+        with pytest.raises(ValueError, match=f"`labels` contains {label}.*num_labels=3"):
+            make_model().train(mode)(**make_batch(), labels=labels)
+
+
+def test_ignored_labels():
+    labels = torch.zeros(12, dtype=torch.long)
+    labels[4] = -100
+    assert torch.isfinite(make_model()(**make_batch(), labels=labels).loss)
+
+
+def test_tokens_and_masks():
+    model, batch = make_model(), make_batch()
+    embeds = model.get_input_embeddings()(batch["input_ids"])
+    with pytest.raises(ValueError, match="exactly one"):
+        model()
+    with pytest.raises(ValueError, match="exactly one"):
+        model(**batch, inputs_embeds=embeds)
+    with pytest.raises(ValueError, match=r"`input_ids`.*\(5,\)"):
+        model(input_ids=torch.ones(5, dtype=torch.long))
+    with pytest.raises(ValueError, match="at least one token"):
+        model(input_ids=torch.ones(3, 0, dtype=torch.long))
+    for shape in ((12, 12, 12), (12, 1, 12, 12), (12, 11), (1, 12)):
+        with pytest.raises(ValueError, match="`attention_mask`"):
+            model(input_ids=batch["input_ids"], attention_mask=torch.ones(shape))
+
+
+def test_decoders_are_refused():
+    with pytest.raises(ValueError, match="`is_decoder`"):
+        make_model(is_decoder=True)
+
+
+def test_set_trainable():
+    with pytest.raises(ValueError, match="`part`"):
+        make_model().set_trainable("everything")
+
+
+def test_untrained_off_ramps_warn_once(caplog):
+    model = make_model()
+    model.config.off_ramps_trained = False
+    logger = transformers_logging.get_logger("transformers_deebert")
+    transformers_logging.get_logger("transformers").warning_once.cache_clear()
+    logging.getLogger("transformers").propagate = True
+    try:
+        with caplog.at_level(logging.WARNING):
+            model(**make_batch())
+            model(**make_batch(), early_exit_entropy=0, output_off_ramp_logits=True)
+            assert "not been trained" not in caplog.text
+            for _ in range(3):
+                model(**make_batch(), early_exit_entropy=0.2)
+    finally:
+        logging.getLogger("transformers").propagate = False
+    assert caplog.text.count("not been trained") == 1
+    assert logger
