@@ -26,6 +26,12 @@ __version__ = version("transformers-deebert")
 
 # Where names live that need more than torch and transformers, and the extra that brings it.
 _LAZY = {
+    **dict.fromkeys(
+        ("HeldOutPoint", "OperatingPoint", "exit_layers", "layer_scores", "pick_operating_points", "sweep_thresholds"),
+        ("analysis.sweep", "analysis"),
+    ),
+    **dict.fromkeys(("describe_machine", "time_thresholds"), ("analysis.timing", "analysis")),
+    "plot_trade_off": ("analysis.plots", "analysis"),
     "BackboneTrainer": ("training.backbone_trainer", "train"),
     "DeeBertTrainingArguments": ("training.training_arguments", "train"),
     "OffRampTrainer": ("training.off_ramp_trainer", "train"),

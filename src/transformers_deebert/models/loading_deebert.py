@@ -1,7 +1,5 @@
 """Loading: plain checkpoints as a start, early-exit checkpoints whole or not at all."""
 
-from .off_ramps_deebert import OffRamp, init_off_ramp
-
 
 class EarlyExitLoading:
     """Loading behaviour shared by base models and classifiers. Bases: before the stock class."""

@@ -1,0 +1,81 @@
+"""
+What early exit costs where nobody exits: the model against the stock class with the same weights, in one rotation.
+
+    python benchmarks/full_depth.py [--model FOLDER] [--batch_sizes 1 8 32] [--compile] [--pooling cls mean]
+
+Random weights of MiniLM-L6's shape unless `--model` names a BERT checkpoint; rows of 5 to 45 tokens, 25 on average.
+`S = 0` skips the off-ramps; `all off-ramps` consults every one of them at S = 1e-12 and finds nobody sure enough.
+"""
+
+import argparse
+import statistics
+
+import torch
+from rotation import ratio, time_rotation
+from transformers import BertForSequenceClassification
+
+from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification
+from transformers_deebert.analysis.timing import describe_machine
+
+
+def make_models(folder, pooling):
+    """Ours, and the stock class with the same weights."""
+    if folder:
+        model = DeeBertForSequenceClassification.from_pretrained(folder, num_labels=2, off_ramp_pooling=pooling)
+    else:
+        torch.manual_seed(0)
+        config = DeeBertConfig(
+            hidden_size=384,
+            num_hidden_layers=6,
+            num_attention_heads=12,
+            intermediate_size=1536,
+            off_ramp_pooling=pooling,
+        )
+        model = DeeBertForSequenceClassification(config)
+    model.config.off_ramps_trained = True
+    stock = BertForSequenceClassification(model.config)
+    # The very same tensors, so that neither model has the better place in memory or cache.
+    stock.load_state_dict(model.state_dict(), strict=False, assign=True)
+    return model.eval(), stock.eval()
+
+
+def make_batch(rows, vocabulary):
+    generator = torch.Generator().manual_seed(rows)
+    lengths = torch.randint(5, 46, (rows,), generator=generator) if rows > 1 else torch.tensor([25])
+    width = int(lengths.max())
+    mask = (torch.arange(width) < lengths[:, None]).long()
+    ids = torch.randint(1000, vocabulary, (rows, width), generator=generator) * mask
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.inference_mode()
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--pooling", nargs="+", default=["cls", "mean"])
+    parser.add_argument("--repeats", type=int, default=60)
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    print(describe_machine())  # noqa: T201
+    for pooling in args.pooling:
+        model, stock = make_models(args.model, pooling)
+        if args.compile:
+            model, stock = torch.compile(model), torch.compile(stock)
+        for rows in args.batch_sizes:
+            batch = make_batch(rows, stock.config.vocab_size)
+            functions = {
+                "stock": lambda: stock(**batch),
+                "S = 0": lambda: model(**batch, early_exit_entropy=0.0),
+                "stock again": lambda: stock(**batch),
+            }
+            if not args.compile:
+                functions["all off-ramps"] = lambda: model(**batch, early_exit_entropy=1e-12)
+            seconds = time_rotation(functions, args.repeats)
+            figures = [f"{name} {ratio(seconds, name, 'stock'):.3f}x" for name in functions if name != "stock"]
+            base = statistics.median(seconds["stock"]) * 1e3
+            print(f"{pooling:5} batch {rows:3}: stock {base:7.2f} ms; " + ", ".join(figures))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""Stage 2."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import EvalPrediction, default_data_collator
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ..models.inputs_deebert import check_labels
+from .off_ramp_inputs import OffRampInputs, check_free_space, pooled_windows, write_windows
+from .stage_trainer import StageTrainer, is_peft
+from .training_arguments import DeeBertTrainingArguments
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """The metric when none is given: share of rows whose highest logit is the label."""
+    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+
+
+class OffRampTrainer(StageTrainer):
+    """
+    Stage 2 (DeeBERT, section 3.1): trains the off-ramps, with the plain sum of their cross-entropies; everything else is
+    frozen and stays as it is. Takes what [`~transformers.Trainer`] takes, with these differences:
+
+    - `compute_metrics` is called once for each exit. Evaluation reports its numbers for the model's own head under their
+      names, and for layer i as `layer_{i}_{name}`; accuracy when it is not given. The loss is the stage's own.
+    - `compute_loss_func(outputs, labels, num_items_in_batch=None)` is called once for each off-ramp and summed.
+    - `predict(…).predictions` is a tuple of L arrays `(rows, labels)`, one for each exit.
+    - `args.off_ramp_mode` chooses whether the backbone runs at every step; see [`DeeBertTrainingArguments`].
+
+    Raises:
+        ValueError: for a PEFT model, a model that does not choose one of several classes, or `"cached"` with attention
+            pooling.
+    """
+
+    trained_part = "off_ramps"
+
+    def __init__(
+        self,
+        model=None,
+        args=None,
+        *,
+        compute_metrics=None,
+        compute_loss_func=None,
+        preprocess_logits_for_metrics=None,
+        **kwargs,
+    ):
+        self.layer_metrics = compute_metrics or accuracy
+        self.off_ramp_loss_func = compute_loss_func or self.cross_entropy
+        self.off_ramp_inputs = None
+        super().__init__(
+            model,
+            args,
+            compute_metrics=self.all_layer_metrics,
+            compute_loss_func=self.off_ramp_loss,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics
+            and (lambda logits, labels: tuple(preprocess_logits_for_metrics(layer, labels) for layer in logits)),
+            **kwargs,
+        )
+        self.off_ramp_mode = self.choose_mode()
+
+    def choose_mode(self) -> str:
+        """Checks model and arguments; returns the mode."""
+        args, config = self.args, self.early_exit_model.config
+        if not isinstance(args, DeeBertTrainingArguments):
+            raise ValueError(f"`args` must be `DeeBertTrainingArguments`, got `{type(args).__name__}`.")
+        if args.batch_eval_metrics:
+            raise ValueError("`batch_eval_metrics` is True, but metrics are computed for each layer: set it to False.")
+        if is_peft(self.model):
+            raise ValueError(
+                "`model` is a PEFT model, whose checkpoints would not hold the off-ramps: pass "
+                "`model.merge_and_unload()` for stage 2."
+            )
+        if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but off-ramps are "
+                "trained to choose one of several classes: load it as such a classifier."
+            )
+        attention = config.off_ramp_pooling == "attention"
+        if attention and args.off_ramp_mode == "cached":
+            raise ValueError(
+                "`off_ramp_mode` is 'cached', but attention pooling learns what it reads from all token states: use "
+                "'through_backbone'."
+            )
+        return args.off_ramp_mode or ("through_backbone" if attention else "cached")
+
+    # ---- loss
+
+    def cross_entropy(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
+        smoothing = self.args.label_smoothing_factor
+        if num_items_in_batch is None:
+            return nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
+        total = nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing, reduction="sum")
+        return total / num_items_in_batch
+
+    def off_ramp_loss(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
+        """Sum of the off-ramps' losses; the model's own head does not take part."""
+        check_labels(labels, self.early_exit_model.config, self.model.training)
+        off_ramps = outputs.off_ramp_logits[: len(self.early_exit_model.base_model.off_ramps)]
+        losses = [
+            self.off_ramp_loss_func(
+                SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=num_items_in_batch
+            )
+            for logits in off_ramps
+        ]
+        return torch.stack(losses).sum()
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if "off_ramp_inputs" not in inputs:
+            inputs = {**inputs, "output_off_ramp_logits": True}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    # ---- training
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self.early_exit_model.config.off_ramps_trained = True
+        return loss
+
+    def _inner_training_loop(self, *args, **kwargs):
+        if self.off_ramp_mode == "through_backbone" or self.off_ramp_inputs is not None:
+            return super()._inner_training_loop(*args, **kwargs)
+        folder = Path(self.args.output_dir) / "off_ramp_inputs"
+        try:
+            self.off_ramp_inputs = self.compute_off_ramp_inputs(folder)
+            return super()._inner_training_loop(*args, **kwargs)
+        finally:
+            self.off_ramp_inputs = None
+            if self.args.should_save:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def compute_off_ramp_inputs(self, folder: Path) -> OffRampInputs:
+        """Runs the frozen backbone once over the training data, each process its share of the rows."""
+        model, rows = self.early_exit_model, len(self.train_dataset)
+        num_off_ramps = len(model.base_model.off_ramps)
+        files = [folder / f"{rank:05d}-of-{self.args.world_size:05d}.arrow" for rank in range(self.args.world_size)]
+        rank = self.args.process_index
+        share = range(rows * rank // self.args.world_size, rows * (rank + 1) // self.args.world_size)
+        if self.args.should_save:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            check_free_space(folder, rows * (num_off_ramps * model.config.hidden_size * 4 + 16))
+        self.accelerator.wait_for_everyone()
+        training = model.training
+        model.eval()
+        with self.accelerator.autocast():
+            windows = pooled_windows(
+                model.base_model,
+                self.train_dataset,
+                share,
+                self._get_collator_with_removed_columns(self.data_collator, description="training"),
+                self.args.eval_batch_size,
+                self.args.device,
+                progress=not self.args.disable_tqdm and self.is_local_process_zero(),
+            )
+            write_windows(files[rank], windows)
+        model.train(training)
+        self.accelerator.wait_for_everyone()
+        return OffRampInputs(files, num_off_ramps)
+
+    def get_train_dataloader(self):
+        if self.off_ramp_inputs is None:
+            return super().get_train_dataloader()
+        dataset, collator = self.train_dataset, self.data_collator
+        self.train_dataset, self.data_collator = self.off_ramp_inputs, default_data_collator
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.data_collator = dataset, collator
+
+    # ---- evaluation
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = {**inputs, "output_off_ramp_logits": True}
+        ignore_keys = ["logits", "exit_layers", "hidden_states", "attentions"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def all_layer_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics of the model's own head, then those of every layer."""
+        metrics = {}
+        layers = [
+            self.layer_metrics(EvalPrediction(logits, prediction.label_ids, prediction.inputs, prediction.losses))
+            for logits in prediction.predictions
+        ]
+        metrics.update(layers[-1])
+        for layer, numbers in enumerate(layers, start=1):
+            metrics.update({f"layer_{layer}_{name}": value for name, value in numbers.items()})
+        return metrics

@@ -1,0 +1,41 @@
+"""Training arguments."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+OFF_RAMP_MODES = ("cached", "through_backbone")
+
+
+@dataclass
+class DeeBertTrainingArguments(TrainingArguments):
+    """
+    Arguments of one stage: [`~transformers.TrainingArguments`] with one more field and one other default. With them the
+    defaults are the paper's hyper-parameters (section 4.1): batch 8 a device, 3 epochs, AdamW with eps 1e-8, linear
+    decay without warm-up, no weight decay, gradients clipped to norm 1.
+
+    Changed default: `learning_rate` 2e-5 (stock: 5e-5).
+
+    Args:
+        off_ramp_mode (`str`, *optional*):
+            How stage 2 gets what the off-ramps read. `"cached"`: the frozen backbone runs once, without dropout, and its
+            pooled states are kept on disk under `output_dir`; every epoch then costs only the off-ramps.
+            `"through_backbone"`: every step runs the backbone, with dropout, as in the original implementation. `None`
+            (the default) is `"cached"`, or `"through_backbone"` with attention pooling, which learns what it reads.
+    """
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate for AdamW."})
+    off_ramp_mode: str | None = field(
+        default=None,
+        metadata={
+            "help": "Stage 2 on pooled states computed once (cached) or through the frozen backbone at every step "
+            "(through_backbone). Default: cached, or through_backbone with attention pooling.",
+            "choices": [None, *OFF_RAMP_MODES],
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.off_ramp_mode not in (None, *OFF_RAMP_MODES):
+            raise ValueError(f"`off_ramp_mode` must be one of {OFF_RAMP_MODES} or None, got {self.off_ramp_mode!r}.")

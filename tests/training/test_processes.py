@@ -1,0 +1,54 @@
+"""Two processes train and evaluate as one does."""
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+SCRIPT = str(Path(__file__).parent / "tiny_task.py")
+
+
+def free_port():
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def launch(processes, folder, *options):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(free_port())]
+    result = subprocess.run(
+        [*command, SCRIPT, "--output_dir", str(folder), "--dropout", "0", *options],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert "find_unused_parameters" not in result.stderr
+    numbers = json.loads((folder / "numbers.json").read_text())
+    return numbers, load_file(folder / "model.safetensors")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("what", "mode"), [("backbone", "cached"), ("off_ramps", "cached"), ("off_ramps", "through_backbone")]
+)
+def test_two_processes_are_one(tmp_path, what, mode):
+    options = ("--what", what, "--mode", mode)
+    one, weights_one = launch(1, tmp_path / "one", *options, "--batch", "8")
+    two, weights_two = launch(2, tmp_path / "two", *options, "--batch", "4")
+    losses = [[entry["loss"] for entry in run["log"] if "loss" in entry] for run in (one, two)]
+    assert len(losses[0]) == 16
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+    for name, value in one["metrics"].items():
+        if "accuracy" in name:
+            assert two["metrics"][name] == pytest.approx(value), name
+    for name, tensor in weights_one.items():
+        torch.testing.assert_close(weights_two[name], tensor, atol=1e-5, rtol=1e-3)
