@@ -1,0 +1,73 @@
+# `make quickstart` and `make test` need nothing but Python, pip's package index and this folder: they set up $(VENV).
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+WORKERS ?= 2
+PYTEST_ARGS ?=
+OUTPUT ?= quickstart-output
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Folders count as sources too: a file that is gone changes its folder.
+SOURCES := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
+
+# An environment that no longer runs (its Python is gone) counts as not made.
+$(shell $(BIN)/python -c '' 2>/dev/null || rm -f $(VENV)/.usable $(VENV)/.installed-*)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test test-slow test-gpu test-min quality style benchmark card clean
+
+help: ## Say what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) OUTPUT=$(OUTPUT) PYTEST_ARGS= can be set."
+
+quickstart: $(VENV)/.installed-examples ## Fine-tune, save, load and classify with early exit, on real text (to OUTPUT)
+	$(BIN)/python examples/quickstart.py --output_dir $(OUTPUT)
+
+test: $(VENV)/.installed-dev ## Build the wheel, install it and run the fast tests on it
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu" -n $(WORKERS) $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.installed-dev ## Run the slow tests
+	$(BIN)/python -m pytest -m "slow and not gpu" $(PYTEST_ARGS)
+
+test-gpu: $(VENV)/.installed-dev ## Run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+test-min: ## Run the fast tests with the lowest versions declared, in an environment of their own
+	$(MAKE) test VENV=.venv-min CONSTRAINTS=constraints-min.txt
+
+quality: $(VENV)/.installed-dev ## Check lint, format and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+style: $(VENV)/.installed-dev ## Mend lint and format
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+benchmark: $(VENV)/.installed-dev ## Run every benchmark
+	set -e; for file in $$(grep -l __main__ benchmarks/*.py); do echo "== $$file"; $(BIN)/python $$file; done
+
+card: $(VENV)/.installed-examples ## Write MODEL_CARD.md again from the stored numbers
+	$(BIN)/python -m transformers_deebert.hub.model_card docs/quickstart_numbers.json MODEL_CARD.md \
+		--picture docs/quickstart_trade_off.png
+
+clean: ## Remove what was built and cached (environments stay)
+	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src tests examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.usable:
+	@$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+build/.wheel: $(SOURCES) | $(VENV)/.usable
+	rm -rf build/wheel
+	$(PIP) wheel --quiet --no-deps --wheel-dir build/wheel .
+	@touch $@
+
+# The wheel, never the sources: package data that is missing from it shows in the tests.
+$(VENV)/.installed-%: build/.wheel $(CONSTRAINTS) | $(VENV)/.usable
+	$(PIP) install --quiet --no-deps --force-reinstall build/wheel/*.whl
+	$(PIP) install --quiet --constraint $(CONSTRAINTS) "$$(echo build/wheel/*.whl)[$*]"
+	@touch $@
