@@ -51,7 +51,7 @@ benchmark: $(VENV)/.installed-dev ## Run every benchmark
 
 card: $(VENV)/.installed-examples ## Write MODEL_CARD.md again from the stored numbers
 	$(BIN)/python -m transformers_deebert.hub.model_card docs/quickstart_numbers.json MODEL_CARD.md \
-		--picture docs/quickstart_trade_off.png
+		--picture docs/quickstart_trade_off.png --model_id quickstart-output
 
 clean: ## Remove what was built and cached (environments stay)
 	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,7 +1,6 @@
 """Two processes train and evaluate as one does."""
 
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,16 +13,9 @@ from safetensors.torch import load_file
 SCRIPT = str(Path(__file__).parent / "tiny_task.py")
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 def launch(processes, folder, *options):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes)]
-    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-    command += ["--main_process_port", str(free_port())]
+    # `accelerate launch --cpu` starts several processes through MPI only; under torchrun the script is the same.
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     result = subprocess.run(
         [*command, SCRIPT, "--output_dir", str(folder), "--dropout", "0", *options],
         capture_output=True,
@@ -33,6 +25,7 @@ def launch(processes, folder, *options):
     assert result.returncode == 0, result.stderr
     assert "find_unused_parameters" not in result.stderr
     numbers = json.loads((folder / "numbers.json").read_text())
+    assert numbers["processes"] == processes
     return numbers, load_file(folder / "model.safetensors")
 
 
@@ -51,4 +44,6 @@ def test_two_processes_are_one(tmp_path, what, mode):
         if "accuracy" in name:
             assert two["metrics"][name] == pytest.approx(value), name
     for name, tensor in weights_one.items():
+        if name.endswith("key.bias"):
+            continue  # cancels in the softmax: its gradient is rounding, which Adam blows up
         torch.testing.assert_close(weights_two[name], tensor, atol=1e-5, rtol=1e-3)

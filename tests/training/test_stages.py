@@ -23,8 +23,9 @@ def changed(model, before):
 def test_changed_defaults(tmp_path):
     ours, stock = DeeBertTrainingArguments(output_dir=tmp_path), TrainingArguments(output_dir=tmp_path)
     different = {name for name in vars(stock) if getattr(ours, name) != getattr(stock, name)}
-    assert different - {"output_dir", "logging_dir"} <= {"learning_rate", "distributed_state"}
+    assert different - {"output_dir", "logging_dir"} <= {"learning_rate", "ddp_find_unused_parameters", "distributed_state"}
     assert ours.learning_rate == 2e-5
+    assert ours.ddp_find_unused_parameters is False
     with pytest.raises(ValueError, match="`off_ramp_mode`.*'fast'"):
         DeeBertTrainingArguments(output_dir=tmp_path, off_ramp_mode="fast")
 

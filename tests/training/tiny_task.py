@@ -117,7 +117,8 @@ def main():
     trainer.save_model()
     if trainer.is_world_process_zero():
         with open(os.path.join(options.output_dir, "numbers.json"), "w") as file:
-            json.dump({"log": trainer.state.log_history, "metrics": metrics}, file)
+            numbers = {"log": trainer.state.log_history, "metrics": metrics, "processes": args.world_size}
+            json.dump(numbers, file)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ OFF_RAMP_MODES = ("cached", "through_backbone")
 @dataclass
 class DeeBertTrainingArguments(TrainingArguments):
     """
-    Arguments of one stage: [`~transformers.TrainingArguments`] with one more field and one other default. With them the
+    Arguments of one stage: [`~transformers.TrainingArguments`] with one more field and two other defaults. With them the
     defaults are the paper's hyper-parameters (section 4.1): batch 8 a device, 3 epochs, AdamW with eps 1e-8, linear
     decay without warm-up, no weight decay, gradients clipped to norm 1.
 
-    Changed default: `learning_rate` 2e-5 (stock: 5e-5).
+    Changed defaults: `learning_rate` 2e-5 (stock: 5e-5); `ddp_find_unused_parameters` `False` (stock: `None`, which searches
+    the graph at every step), because each stage uses every parameter that it trains.
 
     Args:
         off_ramp_mode (`str`, *optional*):
@@ -26,6 +27,9 @@ class DeeBertTrainingArguments(TrainingArguments):
     """
 
     learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate for AdamW."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Whether DistributedDataParallel searches for parameters without gradients."}
+    )
     off_ramp_mode: str | None = field(
         default=None,
         metadata={

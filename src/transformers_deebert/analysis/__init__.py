@@ -1,0 +1,35 @@
+"""Trade-off curves, operating points and measured run times of an early-exit model."""
+
+from .plots import plot_trade_off
+from .sweep import (
+    HeldOutPoint,
+    OperatingPoint,
+    entropies,
+    exit_layers,
+    layer_scores,
+    pick_operating_points,
+    row_worth,
+    sweep_thresholds,
+)
+from .tables import format_table, write_csv, write_json
+from .timing import RuntimeFigure, describe_machine, time_models, time_thresholds
+
+
+__all__ = [
+    "HeldOutPoint",
+    "OperatingPoint",
+    "RuntimeFigure",
+    "describe_machine",
+    "entropies",
+    "exit_layers",
+    "format_table",
+    "layer_scores",
+    "pick_operating_points",
+    "plot_trade_off",
+    "row_worth",
+    "sweep_thresholds",
+    "time_models",
+    "time_thresholds",
+    "write_csv",
+    "write_json",
+]

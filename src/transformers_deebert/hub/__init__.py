@@ -1,0 +1,1 @@
+"""What a checkpoint needs on the Hub beside its weights."""

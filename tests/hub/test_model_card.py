@@ -1,0 +1,185 @@
+"""The model card: what it says, what it leaves out, and that the stored one is what the stored numbers give."""
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import BertTokenizer
+
+from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification
+from transformers_deebert.hub.model_card import create_model_card, main
+
+
+ROOT = Path(__file__).parents[2]
+NUMBERS = ROOT / "docs" / "quickstart_numbers.json"
+PICTURE = "docs/quickstart_trade_off.png"
+MODEL = "quickstart-output"
+CARD = ROOT / "MODEL_CARD.md"
+
+
+@pytest.fixture
+def numbers():
+    return {
+        "model_name": "tiny",
+        "model_class": "DeeBertForSequenceClassification",
+        "language": "en",
+        "base_model": {"name": "a small encoder", "hub_id": "org/small"},
+        "layers": 3,
+        "off_ramp_pooling": "mean",
+        "off_ramp_head": "linear",
+        "max_length": 64,
+        "labels": ["no", "yes"],
+        "default_threshold": 0.25,
+        "example": "Fine.",
+        "seed": 7,
+        "data": {
+            "name": "Some Reviews",
+            "description": "Reviews of things.",
+            "rows": [{"name": "test", "rows": 1500, "use": "the figures"}],
+        },
+        "training": {
+            "backbone": {"epochs": 2, "learning_rate": 1e-4, "seconds": 61.5},
+            "off_ramps": {"epochs": 10, "learning_rate": 1e-3, "off_ramp_mode": "cached"},
+        },
+        "metric": "accuracy",
+        "rows_scored": 1500,
+        "full_depth": 0.8912,
+        "layer_scores": [0.71, 0.82, 0.8912],
+        "trade_off": [
+            {"threshold": 0.0, "score": 0.8912, "score_change": 0.0, "layer_saving": 0.0, "note": "full depth"},
+            {"threshold": 0.25, "score": 0.8851, "score_change": -0.0061, "layer_saving": 0.421, "speed_up": 1.62},
+        ],
+        "chosen": {"threshold": 0.25, "score": 0.8851, "layer_saving": 0.421, "speed_up": 1.62, "how": "On one half."},
+        "timing": {"batch_size": 1, "rows": 1500, "repeats": 3, "control_gap": 0.012},
+        "machine": {"processor": "A processor", "cores": 2},
+        "limits": ["Small."],
+        "packages": {"versions": {"torch": "2.13.0"}, "sha256": {"file.whl": "abc123"}},
+    }
+
+
+class TestContent:
+    def test_holds_the_numbers(self, numbers):
+        text = str(create_model_card(numbers, picture="curve.png", model_id="org/tiny"))
+        for expected in (
+            "**42% of the layers saved, 1.62 times as fast at batch size 1: accuracy 88.5%, 89.1% at full depth.**",
+            "![Accuracy against layer saving, over all thresholds](curve.png)",
+            'AutoTokenizer.from_pretrained("org/tiny")',
+            'tokenizer(["Fine."]',
+            "exits at S = 0.25",
+            "from 0 to 0.693 for 2 labels",
+            "- base model: a small encoder",
+            "- off-ramp pooling: mean",
+            "| test | 1,500 | the figures |",
+            "| learning rate | 0.0001  | 0.001   |",
+            "| off-ramp mode | -       | cached  |",
+            "Seed 7.",
+            "one row is worth 0.07%",
+            "|     2 |    82.0% |",
+            "batch size 1, 1,500 rows, median of 3 alternating passes",
+            "On one half.",
+            "- processor: A processor",
+            "- Small.",
+            "| `file.whl` | `abc123` |",
+            "2020.acl-main.204",
+        ):
+            assert expected in text, expected
+
+    def test_metadata(self, numbers):
+        data = create_model_card(numbers, license="apache-2.0").data
+        assert data.library_name == "transformers"
+        assert data.pipeline_tag == "text-classification"
+        assert data.tags == ["deebert", "early-exit"]
+        assert data.base_model == "org/small"
+        assert data.license == "apache-2.0"
+        assert [(result.metric_name, result.metric_value) for result in data.eval_results] == [
+            ("accuracy (full depth)", 0.8912),
+            ("accuracy (S = 0.25)", 0.8851),
+        ]
+
+    def test_survives_a_round_trip(self, numbers, tmp_path):
+        card = create_model_card(numbers)
+        card.save(tmp_path / "README.md")
+        loaded = ModelCard.load(tmp_path / "README.md")
+        assert str(loaded) == str(card)
+        assert loaded.data.to_dict() == card.data.to_dict()
+
+
+class TestWhatIsUnknown:
+    def test_nothing_known(self):
+        card = create_model_card({})
+        assert card.data.to_dict() == {
+            "library_name": "transformers",
+            "pipeline_tag": "text-classification",
+            "tags": ["deebert", "early-exit"],
+        }
+        text = re.sub(r"```.*?```", "", card.text, flags=re.DOTALL)
+        headings = re.findall(r"^#+ .*", text, flags=re.MULTILINE)
+        assert headings == ["# DeeBERT classifier", "## Use", "## Limits", "## Citation"]
+
+    def test_leaving_one_thing_out_leaves_no_gap(self, numbers):
+        for key in numbers:
+            text = str(create_model_card({name: value for name, value in numbers.items() if name != key}))
+            assert "None" not in text, key
+            assert not re.search(r"\n\n\n", text), key
+            assert not re.search(r"^#+ [^\n]*\n+(?=#)(?!## Results)", text.replace("## Results\n\n#", "#")), key
+
+    def test_license_and_base_model_are_not_guessed(self, numbers):
+        del numbers["base_model"]["hub_id"]
+        assert create_model_card(numbers).data.to_dict().keys().isdisjoint({"license", "base_model"})
+
+    def test_no_network(self, numbers, monkeypatch):
+        def refuse(*args, **kwargs):
+            raise AssertionError("the network was used")
+
+        monkeypatch.setattr(socket, "socket", refuse)
+        create_model_card(numbers, picture="curve.png", license="mit")
+
+
+def test_the_usage_example_runs(numbers, tmp_path):
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "fine", "."]))
+    BertTokenizer(str(vocabulary)).save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    config = DeeBertConfig(
+        vocab_size=7,
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        id2label={0: "no", 1: "yes"},
+        off_ramps_trained=True,
+        early_exit_entropy=1.0,
+    )
+    DeeBertForSequenceClassification(config).save_pretrained(tmp_path)
+    (code,) = re.findall(r"```python\n(.*?)```", str(create_model_card(numbers)), flags=re.DOTALL)
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert run.stdout in ("no 1\n", "yes 1\n"), run.stderr
+
+
+class TestStoredCard:
+    def test_is_what_the_stored_numbers_give(self, tmp_path):
+        main([str(NUMBERS), str(tmp_path / "card.md"), "--picture", PICTURE, "--model_id", MODEL])
+        assert (tmp_path / "card.md").read_bytes() == CARD.read_bytes()
+        assert (ROOT / PICTURE).is_file()
+
+    @pytest.mark.slow
+    def test_quickstart_repeats_it(self, tmp_path):
+        """Needs the package index, and ten minutes."""
+        arguments = ["--output_dir", str(tmp_path / "out"), "--numbers", str(tmp_path / "numbers.json")]
+        subprocess.run([sys.executable, str(ROOT / "examples" / "quickstart.py"), *arguments], check=True)
+        stored, again = (json.loads(path.read_text()) for path in (NUMBERS, tmp_path / "numbers.json"))
+        assert again["packages"]["sha256"] == stored["packages"]["sha256"]
+        assert again["full_depth"] == pytest.approx(stored["full_depth"], abs=0.01)
+        assert again["layer_scores"] == pytest.approx(stored["layer_scores"], abs=0.01)
+        assert again["chosen"]["score"] == pytest.approx(stored["chosen"]["score"], abs=0.01)
+        shown = {row["threshold"]: row for row in again["trade_off"]}
+        for row in stored["trade_off"]:
+            if row["threshold"] in shown:
+                for key in ("score", "layer_saving"):
+                    assert shown[row["threshold"]][key] == pytest.approx(row[key], abs=0.01), row["threshold"]
