@@ -9,6 +9,7 @@ Random weights of MiniLM-L6's shape unless `--model` names a BERT checkpoint; ro
 
 import argparse
 import statistics
+from functools import partial
 
 import torch
 from rotation import ratio, time_rotation
@@ -57,7 +58,7 @@ def main():
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
-    print(describe_machine())  # noqa: T201
+    print(describe_machine())
     for pooling in args.pooling:
         model, stock = make_models(args.model, pooling)
         if args.compile:
@@ -65,16 +66,16 @@ def main():
         for rows in args.batch_sizes:
             batch = make_batch(rows, stock.config.vocab_size)
             functions = {
-                "stock": lambda: stock(**batch),
-                "S = 0": lambda: model(**batch, early_exit_entropy=0.0),
-                "stock again": lambda: stock(**batch),
+                "stock": partial(stock, **batch),
+                "S = 0": partial(model, **batch, early_exit_entropy=0.0),
+                "stock again": partial(stock, **batch),
             }
             if not args.compile:
-                functions["all off-ramps"] = lambda: model(**batch, early_exit_entropy=1e-12)
+                functions["all off-ramps"] = partial(model, **batch, early_exit_entropy=1e-12)
             seconds = time_rotation(functions, args.repeats)
             figures = [f"{name} {ratio(seconds, name, 'stock'):.3f}x" for name in functions if name != "stock"]
             base = statistics.median(seconds["stock"]) * 1e3
-            print(f"{pooling:5} batch {rows:3}: stock {base:7.2f} ms; " + ", ".join(figures))  # noqa: T201
+            print(f"{pooling:5} batch {rows:3}: stock {base:7.2f} ms; " + ", ".join(figures), flush=True)
 
 
 if __name__ == "__main__":

@@ -144,8 +144,8 @@ def answer_of(off_ramp, hidden, pooling):
 
 def spread_thresholds(entropies, share=0.3):
     """
-    One threshold an off-ramp so that about `share` of the rows still there leave at each, and no entropy is close to it:
-    what the exits are then does not hang on rounding.
+    One threshold an off-ramp so that about `share` of the rows still there leave at each, and no entropy is close to
+    it: what the exits are then does not hang on rounding.
     """
     waiting = torch.ones(len(entropies), dtype=torch.bool)
     thresholds = []

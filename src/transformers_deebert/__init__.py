@@ -1,5 +1,6 @@
 """
-DeeBERT early exit for transformers. Importing it registers configurations, models and tokenizers with the Auto classes.
+DeeBERT early exit for transformers. Importing it registers configurations, models and tokenizers with the Auto
+classes.
 
 Inference needs torch and transformers only. Names of training and analysis load on access and need an extra.
 """

@@ -23,7 +23,11 @@ def changed(model, before):
 def test_changed_defaults(tmp_path):
     ours, stock = DeeBertTrainingArguments(output_dir=tmp_path), TrainingArguments(output_dir=tmp_path)
     different = {name for name in vars(stock) if getattr(ours, name) != getattr(stock, name)}
-    assert different - {"output_dir", "logging_dir"} <= {"learning_rate", "ddp_find_unused_parameters", "distributed_state"}
+    assert different - {"output_dir", "logging_dir"} <= {
+        "learning_rate",
+        "ddp_find_unused_parameters",
+        "distributed_state",
+    }
     assert ours.learning_rate == 2e-5
     assert ours.ddp_find_unused_parameters is False
     with pytest.raises(ValueError, match="`off_ramp_mode`.*'fast'"):
@@ -303,6 +307,15 @@ def test_bad_input(tmp_path, monkeypatch):
             OffRampTrainer(
                 make_tiny(), make_args(tmp_path, off_ramp_mode=mode), **DATA | {"train_dataset": wrong}
             ).train()
+
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter(TRAIN)
+
+    with pytest.raises(ValueError, match="`train_dataset` .Stream. has no length"):
+        OffRampTrainer(make_tiny(), make_args(tmp_path, max_steps=2), **DATA | {"train_dataset": Stream()}).train()
+    streamed = make_args(tmp_path, max_steps=2, off_ramp_mode="through_backbone")
+    OffRampTrainer(make_tiny(), streamed, **DATA | {"train_dataset": Stream()}).train()
 
     from transformers_deebert.training import off_ramp_inputs
 

@@ -1,5 +1,5 @@
-"""A tiny task that a tiny model can learn: is the mean token above the middle? Run as a script it trains, for the tests
-that need processes of their own."""
+"""A tiny task that a tiny model can learn: is the mean token above the middle? Run as a script it trains, for the
+tests that need processes of their own."""
 
 import argparse
 import json

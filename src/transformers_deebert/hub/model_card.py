@@ -76,8 +76,8 @@ def create_model_card(
             - `machine` (mapping), `limits` (list of sentences)
             - `packages`: `versions` (name to version), `sha256` (file name to digest)
         model_id (`str`, *optional*):
-            What the usage example gives to `from_pretrained`: the place on the Hub, as in `"org/name"`, or a folder. By
-            default the folder that the card lies in.
+            What the usage example gives to `from_pretrained`: the place on the Hub, as in `"org/name"`, or a folder.
+            By default the folder that the card lies in.
         picture (`str`, *optional*):
             Path of the trade-off picture, relative to the card.
         license (`str`, *optional*):

@@ -42,8 +42,8 @@ def check_thresholds(value, num_off_ramps: int) -> tuple[float, ...]:
             )
         if not math.isfinite(threshold) or threshold < 0:
             raise ValueError(
-                f"`early_exit_entropy` must be finite and not negative, got {threshold!r}: entropies lie between 0 and "
-                "ln(num_labels); 0 never exits, a value above ln(num_labels) leaves at the first off-ramp."
+                f"`early_exit_entropy` must be finite and not negative, got {threshold!r}: entropies lie between 0 "
+                "and ln(num_labels); 0 never exits, a value above ln(num_labels) leaves at the first off-ramp."
             )
     thresholds = tuple(float(threshold) for threshold in thresholds)
     return thresholds if isinstance(value, (list, tuple)) else thresholds * num_off_ramps
@@ -122,6 +122,6 @@ class EarlyExitConfigMixin:
             check_exit_layer(self.exit_layer, self.num_hidden_layers)
         if self.early_exit_entropy is not None and self.exit_layer is not None:
             raise ValueError(
-                f"`early_exit_entropy` ({self.early_exit_entropy!r}) and `exit_layer` ({self.exit_layer!r}) exclude each "
-                "other: keep one of them in the configuration."
+                f"`early_exit_entropy` ({self.early_exit_entropy!r}) and `exit_layer` ({self.exit_layer!r}) exclude "
+                "each other: keep one of them in the configuration."
             )

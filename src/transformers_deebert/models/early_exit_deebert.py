@@ -19,8 +19,8 @@ from .outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOu
 
 class EarlyExitBackbone(EarlyExitLoading):
     """
-    A base model with off-ramps. Bases: this mixin first, then the family's stock base model. A family says how to begin
-    ([`embed`], [`max_tokens`]), what a layer needs besides the states ([`layer_context`]) and how to apply one
+    A base model with off-ramps. Bases: this mixin first, then the family's stock base model. A family says how to
+    begin ([`embed`], [`max_tokens`]), what a layer needs besides the states ([`layer_context`]) and how to apply one
     ([`apply_layer`]); everything else is here.
     """
 
@@ -75,8 +75,8 @@ class EarlyExitBackbone(EarlyExitLoading):
         same case as right padding), and embeds them.
 
         Returns:
-            The [`LayerState`] in front of layer 1, and the `(rows, width)` columns it was rotated by, `None` where every
-            row is known to start in column 0.
+            The [`LayerState`] in front of layer 1, and the `(rows, width)` columns it was rotated by, `None` where
+            every row is known to start in column 0.
         """
         tokens = check_tokens(input_ids, inputs_embeds)
         rows, width = tokens.shape[:2]
@@ -209,9 +209,9 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     def compute_off_ramp_inputs(self, **inputs) -> torch.Tensor:
         """
-        What the L-1 off-ramps read of each row, `(rows, L-1, hidden)`: the pooled states of layers 1 … L-1. With a frozen
-        backbone that never changes, so stage 2 can train on it without running a layer again. Meant for `"cls"` and
-        `"mean"` pooling, which have no parameters.
+        What the L-1 off-ramps read of each row, `(rows, L-1, hidden)`: the pooled states of layers 1 … L-1. With a
+        frozen backbone that never changes, so stage 2 can train on it without running a layer again. Meant for `"cls"`
+        and `"mean"` pooling, which have no parameters.
 
         Args:
             inputs: The token arguments of [`forward`].
@@ -299,8 +299,8 @@ def turn_back(output: dict, mask: torch.Tensor, columns: torch.Tensor | None, ex
 
 class EarlyExitClassifier(EarlyExitLoading):
     """
-    A sequence classifier with off-ramps. Bases: this mixin first, then the family's stock classifier. A family names its
-    base model (`backbone_class`, `backbone_kwargs`) and its head ([`classify`]).
+    A sequence classifier with off-ramps. Bases: this mixin first, then the family's stock classifier. A family names
+    its base model (`backbone_class`, `backbone_kwargs`) and its head ([`classify`]).
     """
 
     backbone_class: type
@@ -324,7 +324,8 @@ class EarlyExitClassifier(EarlyExitLoading):
         Freezes and unfreezes parameters (`requires_grad`).
 
         Args:
-            part (`str`): What shall train: `"backbone"` (stage 1: everything but the off-ramps), `"off_ramps"` (stage 2:
+            part (`str`):
+                What shall train: `"backbone"` (stage 1: everything but the off-ramps), `"off_ramps"` (stage 2:
                 nothing else) or `"all"`.
         """
         if part not in ("backbone", "off_ramps", "all"):
@@ -349,8 +350,8 @@ class EarlyExitClassifier(EarlyExitLoading):
         output_hidden_states: bool | None = None,
     ) -> EarlyExitSequenceClassifierOutput:
         r"""
-        As the stock classifier, with rows that leave at the first sure off-ramp. The early-exit arguments hold for this
-        call only; where they are `None`, the configuration's defaults do (in eval mode).
+        As the stock classifier, with rows that leave at the first sure off-ramp. The early-exit arguments hold for
+        this call only; where they are `None`, the configuration's defaults do (in eval mode).
 
         Args:
             attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
@@ -359,9 +360,9 @@ class EarlyExitClassifier(EarlyExitLoading):
             labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
                 Class indices, `0 … num_labels - 1`, or -100 for rows without one.
             early_exit_entropy (`float` or `list[float]`, *optional*):
-                Threshold S in nats, one number or one for each of the L-1 off-ramps: a row leaves at the first off-ramp
-                whose prediction has entropy < S (DeeBERT, Algorithm 1). 0 is the full depth, more than ln(num_labels)
-                lets everything out at the first off-ramp.
+                Threshold S in nats, one number or one for each of the L-1 off-ramps: a row leaves at the first
+                off-ramp whose prediction has entropy < S (DeeBERT, Algorithm 1). 0 is the full depth, more than
+                ln(num_labels) lets everything out at the first off-ramp.
             exit_layer (`int`, *optional*):
                 Every row is answered by off-ramp `exit_layer` (L: by the model's own head); later layers do not run.
             output_off_ramp_logits (`bool`, *optional*):

@@ -25,7 +25,10 @@ class ExitAnswers:
     def __init__(self, state: LayerState, keep_states: bool):
         self.total, self.width = state.mask.shape
         self.keep_states = keep_states
-        self.logits = self.pooled = self.hidden = self.exit_layers = None
+        self.logits: torch.Tensor | None = None
+        self.pooled: torch.Tensor | None = None
+        self.hidden: torch.Tensor | None = None
+        self.exit_layers: torch.Tensor | None = None
 
     def take_all(self, state: LayerState, candidate: ExitCandidate) -> None:
         """Every row leaves here and none left before: no copies, and gradients flow as in the stock model."""

@@ -78,8 +78,8 @@ class EntropyCriterion(ExitCriterion):
         return self.thresholds[layer - 1] > 0
 
     def __call__(self, candidate: ExitCandidate, layer: int) -> torch.Tensor:
-        # Of NaN, the entropy of logits that are not finite, this is False: the row goes on. The layer is only consulted
-        # for a threshold above 0, where this equals `entropy(logits) < threshold` with two operations less.
+        # Of NaN, the entropy of logits that are not finite, this is False: the row goes on. The layer is only
+        # consulted for a threshold above 0, where this equals `entropy(logits) < threshold` with two operations less.
         return negative_entropy(candidate.logits) > -self.thresholds[layer - 1]
 
 
@@ -178,7 +178,7 @@ def check_entropy_defined(config, early_exit_entropy) -> None:
     """Raises `ValueError` for models that do not choose one of several classes."""
     if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
         raise ValueError(
-            f"`early_exit_entropy` ({early_exit_entropy!r}) needs a model that chooses one of several classes, this one "
-            f"has num_labels={config.num_labels} and problem_type={config.problem_type!r}: use `exit_layer`, or 0 for "
-            "the full depth."
+            f"`early_exit_entropy` ({early_exit_entropy!r}) needs a model that chooses one of several classes, this "
+            f"one has num_labels={config.num_labels} and problem_type={config.problem_type!r}: use `exit_layer`, or 0 "
+            "for the full depth."
         )

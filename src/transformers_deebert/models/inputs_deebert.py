@@ -21,8 +21,8 @@ def check_mask(attention_mask, tokens: torch.Tensor) -> torch.Tensor:
     if attention_mask.shape != tokens.shape[:2]:
         raise ValueError(
             f"`attention_mask` must have the shape (batch, tokens) = {tuple(tokens.shape[:2])}, got "
-            f"{tuple(attention_mask.shape)}: rows that exit on their own need one mask of tokens each; 3-D and 4-D masks "
-            "are for the stock model."
+            f"{tuple(attention_mask.shape)}: rows that exit on their own need one mask of tokens each; 3-D and 4-D "
+            "masks are for the stock model."
         )
     return attention_mask.ne(0).long()
 
@@ -41,6 +41,6 @@ def check_labels(labels: torch.Tensor, config, training: bool) -> None:
     wrong = labels[(labels != -100) & ((labels < 0) | (labels >= config.num_labels))]
     if wrong.numel():
         raise ValueError(
-            f"`labels` contains {wrong[0].item()}, but the model has num_labels={config.num_labels}: labels lie between "
-            f"0 and {config.num_labels - 1} (-100 is ignored); load the model with the right `num_labels`."
+            f"`labels` contains {wrong[0].item()}, but the model has num_labels={config.num_labels}: labels lie "
+            f"between 0 and {config.num_labels - 1} (-100 is ignored); load the model with the right `num_labels`."
         )

@@ -10,8 +10,8 @@ class LayerState:
     """
     Rows on their way through the encoder. Holds primary, row-aligned tensors only; what can be derived from them (4-D
     masks, relative positions, …) is `context`, built when a layer needs it and dropped when rows or width change. So
-    rows can be selected, states of different batches concatenated, and padding cut without knowing the family. Applying
-    a layer changes a state in place; [`select`], [`resize`] and [`cat`] make new ones.
+    rows can be selected, states of different batches concatenated, and padding cut without knowing the family.
+    Applying a layer changes a state in place; [`select`], [`resize`] and [`cat`] make new ones.
 
     Applying a layer changes a state in place; [`select`], [`resize`] and [`cat`] make new ones.
 
@@ -78,13 +78,14 @@ class LayerState:
     @staticmethod
     def cat(states: "list[LayerState]") -> "LayerState":
         """
-        Joins states at the same layer, one behind the other, at the width of the widest. Their `rows` stay as they are:
-        who joins batches sees to it that places in the answer are distinct.
+        Joins states at the same layer, one behind the other, at the width of the widest. Their `rows` stay as they
+        are: who joins batches sees to it that places in the answer are distinct.
         """
         first = states[0]
         if any(state.layer != first.layer for state in states):
             raise ValueError(
-                f"`states` are at layers {[state.layer for state in states]}: only states at the same layer can be joined."
+                f"`states` are at layers {[state.layer for state in states]}: only states at the same layer can be "
+                "joined."
             )
         width = max(state.mask.shape[1] for state in states)
         states = [state.resize(width) for state in states]
@@ -120,7 +121,7 @@ def is_left_aligned(mask: torch.Tensor) -> bool:
 
 
 def rotation(mask: torch.Tensor) -> torch.Tensor:
-    """Columns, `(rows, width)`, that bring each row's first attended token to column 0; the identity for right padding."""
+    """Columns `(rows, width)` that bring each row's first attended token to column 0; no change for right padding."""
     width = mask.shape[1]
     return (torch.arange(width, device=mask.device) + mask.argmax(1, keepdim=True)) % width
 

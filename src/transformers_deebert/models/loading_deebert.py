@@ -17,8 +17,8 @@ class EarlyExitLoading:
         lacks all off-ramps, which then start as new.
 
         Raises:
-            ValueError: for a checkpoint with some off-ramps missing or superfluous, or any tensor of another shape without
-                `ignore_mismatched_sizes=True`, naming them.
+            ValueError: for a checkpoint with some off-ramps missing or superfluous, or any tensor of another shape
+                without `ignore_mismatched_sizes=True`, naming them.
         """
         want_info = kwargs.pop("output_loading_info", False)
         allow_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
@@ -41,8 +41,9 @@ def raise_mismatch(mismatched, name) -> None:
         for key, saved, wanted in sorted(mismatched)
     )
     raise ValueError(
-        f"Tensors in {name!r} have other shapes than in this model ({shapes}): load it as it was saved (for example with "
-        "the same `num_labels`), or pass `ignore_mismatched_sizes=True` to start these anew and train both stages again."
+        f"Tensors in {name!r} have other shapes than in this model ({shapes}): load it as it was saved (for example "
+        "with the same `num_labels`), or pass `ignore_mismatched_sizes=True` to start these anew and train both "
+        "stages again."
     )
 
 
@@ -56,8 +57,9 @@ def check_off_ramp_keys(model, info, name) -> None:
             f"not in this model: {', '.join(unexpected)}"
         ] * bool(unexpected)
         raise ValueError(
-            f"The checkpoint {name!r} has off-ramps, but not those of this model ({'; '.join(listed)}): it is incomplete,"
-            " or `off_ramp_head`, `off_ramp_pooling` or the number of layers differ from what it was trained with."
+            f"The checkpoint {name!r} has off-ramps, but not those of this model ({'; '.join(listed)}): it is "
+            "incomplete, or `off_ramp_head`, `off_ramp_pooling` or the number of layers differ from what it was "
+            "trained with."
         )
     if missing or any("off_ramps." in key[0] for key in info["mismatched_keys"]):
         model.config.off_ramps_trained = False

@@ -33,7 +33,8 @@ class DeeBertModel(EarlyExitBackbone, BertModel):
 
 
 class DeeBertForSequenceClassification(EarlyExitClassifier, BertForSequenceClassification):
-    """BERT with off-ramps for classification (DeeBERT, Xin et al., ACL 2020). See [`EarlyExitSequenceClassifierOutput`]."""
+    """BERT with off-ramps for classification (DeeBERT, Xin et al., ACL 2020). See
+    [`EarlyExitSequenceClassifierOutput`]."""
 
     config: DeeBertConfig
     backbone_class = DeeBertModel

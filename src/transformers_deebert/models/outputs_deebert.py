@@ -38,8 +38,8 @@ class EarlyExitModelOutput(ModelOutput):
 @dataclass
 class EarlyExitSequenceClassifierOutput(ModelOutput):
     """
-    Output of an early-exit sequence classifier. `loss`, `logits` and `exit_layers` are always the answer under the exit
-    settings of the call; asking for more outputs never changes it.
+    Output of an early-exit sequence classifier. `loss`, `logits` and `exit_layers` are always the answer under the
+    exit settings of the call; asking for more outputs never changes it.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*):

@@ -9,8 +9,8 @@ class BackboneTrainer(StageTrainer):
     head. The off-ramps are not computed and stay as they are; those trained on an earlier backbone count as untrained
     again. Takes what [`~transformers.Trainer`] takes.
 
-    Parameters of the backbone and head that were frozen before are trained again. Of a PEFT model, nothing is unfrozen:
-    its own choice stands, and the off-ramps are frozen.
+    Parameters of the backbone and head that were frozen before are trained again. Of a PEFT model, nothing is
+    unfrozen: its own choice stands, and the off-ramps are frozen.
     """
 
     trained_part = "backbone"

@@ -41,7 +41,8 @@ def pooled_windows(backbone, dataset, indices, collator, batch_size: int, device
         collator (`Callable`): From a list of items to the arguments of the model and `labels`.
 
     Yields:
-        For each window, pooled states `(rows, L-1, hidden)`, labels `(rows,)` and token counts `(rows,)` as numpy arrays.
+        For each window, pooled states `(rows, L-1, hidden)`, labels `(rows,)` and token counts `(rows,)` as numpy
+        arrays.
     """
     bar = tqdm(total=len(indices), desc="Off-ramp inputs", disable=not progress)
     for window in chunks(indices, WINDOW):

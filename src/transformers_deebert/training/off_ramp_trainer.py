@@ -1,6 +1,7 @@
 """Stage 2."""
 
 import shutil
+from collections.abc import Sized
 from pathlib import Path
 
 import torch
@@ -16,16 +17,16 @@ from .training_arguments import DeeBertTrainingArguments
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
     """The metric when none is given: share of rows whose highest logit is the label."""
-    return {"accuracy": float((prediction.predictions.argmax(-1) == prediction.label_ids).mean())}
+    return {"accuracy": float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
 
 
 class OffRampTrainer(StageTrainer):
     """
-    Stage 2 (DeeBERT, section 3.1): trains the off-ramps, with the plain sum of their cross-entropies; everything else is
-    frozen and stays as it is. Takes what [`~transformers.Trainer`] takes, with these differences:
+    Stage 2 (DeeBERT, section 3.1): trains the off-ramps, with the plain sum of their cross-entropies; everything else
+    is frozen and stays as it is. Takes what [`~transformers.Trainer`] takes, with these differences:
 
-    - `compute_metrics` is called once for each exit. Evaluation reports its numbers for the model's own head under their
-      names, and for layer i as `layer_{i}_{name}`; accuracy when it is not given. The loss is the stage's own.
+    - `compute_metrics` is called once for each exit. Evaluation reports its numbers for the model's own head under
+      their names, and for layer i as `layer_{i}_{name}`; accuracy when it is not given. The loss is the stage's own.
     - `compute_loss_func(outputs, labels, num_items_in_batch=None)` is called once for each off-ramp and summed.
     - `predict(…).predictions` is a tuple of L arrays `(rows, labels)`, one for each exit.
     - `args.off_ramp_mode` chooses whether the backbone runs at every step; see [`DeeBertTrainingArguments`].
@@ -75,8 +76,8 @@ class OffRampTrainer(StageTrainer):
             )
         if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
             raise ValueError(
-                f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but off-ramps are "
-                "trained to choose one of several classes: load it as such a classifier."
+                f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but off-ramps "
+                "are trained to choose one of several classes: load it as such a classifier."
             )
         attention = config.off_ramp_pooling == "attention"
         if attention and args.off_ramp_mode == "cached":
@@ -133,6 +134,12 @@ class OffRampTrainer(StageTrainer):
 
     def compute_off_ramp_inputs(self, folder: Path) -> OffRampInputs:
         """Runs the frozen backbone once over the training data, each process its share of the rows."""
+        if not isinstance(self.train_dataset, Sized):
+            raise ValueError(
+                f"`train_dataset` ({type(self.train_dataset).__name__}) has no length, but its off-ramp inputs are "
+                "computed once and read in any order: give a map-style data set, or train with "
+                "off_ramp_mode='through_backbone'."
+            )
         model, rows = self.early_exit_model, len(self.train_dataset)
         num_off_ramps = len(model.base_model.off_ramps)
         files = [folder / f"{rank:05d}-of-{self.args.world_size:05d}.arrow" for rank in range(self.args.world_size)]

@@ -42,8 +42,9 @@ def has_trainer_state(folder) -> bool:
 
 class StageTrainer(Trainer):
     """
-    A [`~transformers.Trainer`] for one stage. It freezes what the stage does not train when training starts, resumes from
-    the last checkpoint that was written completely, and evaluates at full depth whatever exit the configuration asks for.
+    A [`~transformers.Trainer`] for one stage. It freezes what the stage does not train when training starts, resumes
+    from the last checkpoint that was written completely, and evaluates at full depth whatever exit the configuration
+    asks for.
     """
 
     trained_part: str  # what `set_trainable` is given

@@ -11,17 +11,17 @@ OFF_RAMP_MODES = ("cached", "through_backbone")
 @dataclass
 class DeeBertTrainingArguments(TrainingArguments):
     """
-    Arguments of one stage: [`~transformers.TrainingArguments`] with one more field and two other defaults. With them the
-    defaults are the paper's hyper-parameters (section 4.1): batch 8 a device, 3 epochs, AdamW with eps 1e-8, linear
-    decay without warm-up, no weight decay, gradients clipped to norm 1.
+    Arguments of one stage: [`~transformers.TrainingArguments`] with one more field and two other defaults. With them
+    the defaults are the paper's hyper-parameters (section 4.1): batch 8 a device, 3 epochs, AdamW with eps 1e-8,
+    linear decay without warm-up, no weight decay, gradients clipped to norm 1.
 
-    Changed defaults: `learning_rate` 2e-5 (stock: 5e-5); `ddp_find_unused_parameters` `False` (stock: `None`, which searches
-    the graph at every step), because each stage uses every parameter that it trains.
+    Changed defaults: `learning_rate` 2e-5 (stock: 5e-5); `ddp_find_unused_parameters` `False` (stock: `None`, which
+    searches the graph at every step), because each stage uses every parameter that it trains.
 
     Args:
         off_ramp_mode (`str`, *optional*):
-            How stage 2 gets what the off-ramps read. `"cached"`: the frozen backbone runs once, without dropout, and its
-            pooled states are kept on disk under `output_dir`; every epoch then costs only the off-ramps.
+            How stage 2 gets what the off-ramps read. `"cached"`: the frozen backbone runs once, without dropout, and
+            its pooled states are kept on disk under `output_dir`; every epoch then costs only the off-ramps.
             `"through_backbone"`: every step runs the backbone, with dropout, as in the original implementation. `None`
             (the default) is `"cached"`, or `"through_backbone"` with attention pooling, which learns what it reads.
     """

@@ -31,7 +31,8 @@ class TwoStageTrainer:
         model_init (`Callable`, *optional*): Makes the model, from the seed of `backbone_args`.
         callbacks (`list`, *optional*): For both stages; those with a state of their own, such as early stopping, start
             stage 2 as they were given.
-        trainer_kwargs: Whatever else [`~transformers.Trainer`] takes, for both stages: `train_dataset`, `eval_dataset`,
+        trainer_kwargs:
+            Whatever else [`~transformers.Trainer`] takes, for both stages: `train_dataset`, `eval_dataset`,
             `data_collator`, `processing_class`, `compute_metrics`, `compute_loss_func`, ….
 
     Raises:
@@ -60,8 +61,8 @@ class TwoStageTrainer:
                 raise ValueError(f"`{name}` must be `DeeBertTrainingArguments`, got {type(args).__name__}.")
         if Path(backbone_args.output_dir) != Path(off_ramp_args.output_dir):
             raise ValueError(
-                f"`backbone_args` and `off_ramp_args` must have one `output_dir`, got {backbone_args.output_dir!r} and "
-                f"{off_ramp_args.output_dir!r}."
+                f"`backbone_args` and `off_ramp_args` must have one `output_dir`, got {backbone_args.output_dir!r} "
+                f"and {off_ramp_args.output_dir!r}."
             )
         if (model is None) == (model_init is None):
             raise ValueError("Give exactly one of `model` and `model_init`.")
@@ -97,8 +98,8 @@ class TwoStageTrainer:
         """
         if not (resume_from_checkpoint is None or isinstance(resume_from_checkpoint, bool)):
             raise ValueError(
-                f"`resume_from_checkpoint` must be True or False, got {resume_from_checkpoint!r}: the stage and its last "
-                "checkpoint are found in `output_dir`."
+                f"`resume_from_checkpoint` must be True or False, got {resume_from_checkpoint!r}: the stage and its "
+                "last checkpoint are found in `output_dir`."
             )
         check_output_dir(self.output_dir, may_have_files=bool(resume_from_checkpoint))
         PartialState().wait_for_everyone()  # nobody writes before all have looked
@@ -179,8 +180,8 @@ def check_output_dir(folder: Path, may_have_files: bool) -> None:
         ) from error
     if files and not may_have_files:
         raise ValueError(
-            f"`output_dir` ({str(folder)!r}) is not empty: choose another one, empty it, or continue an interrupted run "
-            "with `train(resume_from_checkpoint=True)`."
+            f"`output_dir` ({str(folder)!r}) is not empty: choose another one, empty it, or continue an interrupted "
+            "run with `train(resume_from_checkpoint=True)`."
         )
 
 
