@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sized
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import EvalPrediction, default_data_collator
