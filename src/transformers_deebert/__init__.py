@@ -53,10 +53,19 @@ __all__ = [
     "EntropyCriterion",
     "ExitCandidate",
     "ExitCriterion",
+    "HeldOutPoint",
     "OffRampTrainer",
+    "OperatingPoint",
     "TwoStageTrainer",
     "__version__",
+    "describe_machine",
     "entropy",
+    "exit_layers",
+    "layer_scores",
+    "pick_operating_points",
+    "plot_trade_off",
+    "sweep_thresholds",
+    "time_thresholds",
 ]
 
 for _config, _model, _classifier, _tokenizer in (

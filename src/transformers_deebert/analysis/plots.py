@@ -87,8 +87,8 @@ def plot_trade_off(
                 f"S = {point.threshold:.3g}",
                 at,
                 textcoords="offset points",
-                xytext=(0, 10 + 10 * (index % 2)),
-                ha="center",
+                xytext=(9, 5),  # the curve falls to the right, so there is room
+                ha="left",
             )
     axes.set_xlabel("layer saving (%)")
     axes.set_ylabel(f"{score_name.replace('_', ' ')} (%)")
