@@ -7,6 +7,7 @@ Inference needs torch and transformers only. Names of training and analysis load
 
 from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from transformers import (
     AutoConfig,
@@ -22,6 +23,22 @@ from .models.modeling_deebert import DeeBertConfig, DeeBertForSequenceClassifica
 from .models.modeling_deeroberta import DeeRobertaConfig, DeeRobertaForSequenceClassification, DeeRobertaModel
 from .models.outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOutput
 
+
+if TYPE_CHECKING:
+    from .analysis.plots import plot_trade_off
+    from .analysis.sweep import (
+        HeldOutPoint,
+        OperatingPoint,
+        exit_layers,
+        layer_scores,
+        pick_operating_points,
+        sweep_thresholds,
+    )
+    from .analysis.timing import describe_machine, time_thresholds
+    from .training.backbone_trainer import BackboneTrainer
+    from .training.off_ramp_trainer import OffRampTrainer
+    from .training.training_arguments import DeeBertTrainingArguments
+    from .training.two_stage_trainer import TwoStageTrainer
 
 __version__ = version("transformers-deebert")
 

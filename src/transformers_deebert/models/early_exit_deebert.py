@@ -86,7 +86,7 @@ class EarlyExitBackbone(EarlyExitLoading):
                 "truncate it, for example with `tokenizer(..., truncation=True)`."
             )
         mask = check_mask(attention_mask, tokens)
-        inputs |= {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **inputs}
         # One row of positions or segments may stand for the whole batch, as in the stock models.
         inputs = {
             name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items() if tensor is not None
