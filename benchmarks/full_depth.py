@@ -1,13 +1,15 @@
 """
 What early exit costs where nobody exits: the model against the stock class with the same weights, in one rotation.
 
-    python benchmarks/full_depth.py [--model FOLDER] [--batch_sizes 1 8 32] [--compile] [--pooling cls mean]
+    python benchmarks/full_depth.py [--model FOLDER] [--batch_sizes 1 8 32] [--compile]
+        [--pooling cls mean] [--head pooler linear]
 
 Random weights of MiniLM-L6's shape unless `--model` names a BERT checkpoint; rows of 5 to 45 tokens, 25 on average.
 `S = 0` skips the off-ramps; `all off-ramps` consults every one of them at S = 1e-12 and finds nobody sure enough.
 """
 
 import argparse
+import itertools
 import statistics
 from functools import partial
 
@@ -19,10 +21,11 @@ from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification
 from transformers_deebert.analysis.timing import describe_machine
 
 
-def make_models(folder, pooling):
+def make_models(folder, pooling, head="pooler"):
     """Ours, and the stock class with the same weights."""
+    off_ramps = {"off_ramp_pooling": pooling, "off_ramp_head": head}
     if folder:
-        model = DeeBertForSequenceClassification.from_pretrained(folder, num_labels=2, off_ramp_pooling=pooling)
+        model = DeeBertForSequenceClassification.from_pretrained(folder, num_labels=2, **off_ramps)
     else:
         torch.manual_seed(0)
         config = DeeBertConfig(
@@ -30,7 +33,7 @@ def make_models(folder, pooling):
             num_hidden_layers=6,
             num_attention_heads=12,
             intermediate_size=1536,
-            off_ramp_pooling=pooling,
+            **off_ramps,
         )
         model = DeeBertForSequenceClassification(config)
     model.config.off_ramps_trained = True
@@ -55,12 +58,13 @@ def main():
     parser.add_argument("--model")
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--pooling", nargs="+", default=["cls", "mean"])
+    parser.add_argument("--head", nargs="+", default=["pooler", "linear"])
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     print(describe_machine())
-    for pooling in args.pooling:
-        model, stock = make_models(args.model, pooling)
+    for pooling, head in itertools.product(args.pooling, args.head):
+        model, stock = make_models(args.model, pooling, head)
         if args.compile:
             model, stock = torch.compile(model), torch.compile(stock)
         for rows in args.batch_sizes:
@@ -75,7 +79,7 @@ def main():
             seconds = time_rotation(functions, args.repeats)
             figures = [f"{name} {ratio(seconds, name, 'stock'):.3f}x" for name in functions if name != "stock"]
             base = statistics.median(seconds["stock"]) * 1e3
-            print(f"{pooling:5} batch {rows:3}: stock {base:7.2f} ms; " + ", ".join(figures), flush=True)
+            print(f"{pooling:5} {head:6} batch {rows:3}: stock {base:7.2f} ms; " + ", ".join(figures), flush=True)
 
 
 if __name__ == "__main__":

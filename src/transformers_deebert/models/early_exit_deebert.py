@@ -109,7 +109,8 @@ class EarlyExitBackbone(EarlyExitLoading):
         if state.layer == self.config.num_hidden_layers:
             return answer_last(state)
         off_ramp = self.off_ramps[state.layer - 1]
-        vector, logits = off_ramp(off_ramp.pool(state.hidden, state.mask))
+        mask = None if state.padding is False else state.mask
+        vector, logits = off_ramp(off_ramp.pool(state.hidden, mask))
         return ExitCandidate(logits=logits, pooled=vector, memory=state.memory)
 
     # `capture_outputs` collects hidden states and attentions through hooks on the layers, as in the stock models.
@@ -148,14 +149,16 @@ class EarlyExitBackbone(EarlyExitLoading):
                 answers.take_all(state, candidate)
                 continue
             leave = plan.leaving(state, candidate)
-            if compactor is not None and compactor.nobody_leaves(leave):
-                continue
-            answers.take(state, candidate, leave)
-            state.waiting = state.waiting_mask() & ~leave
-            if compactor is not None:
-                state = compactor.compact(state)
-                if state.rows.shape[0] == 0:
+            if compactor is None:
+                answers.take(state, candidate, leave)
+                state.waiting = state.waiting_mask() & ~leave
+            elif compactor.somebody_leaves(leave):
+                if compactor.nobody_waits:
+                    answers.take_rest(state, candidate, leave)
                     break
+                answers.take(state, candidate, leave)
+                state.waiting = state.waiting_mask() & ~leave
+                state = compactor.compact(state)
         return {"answers": answers, "off_ramp_logits": tuple(off_ramp_logits) if plan.all_off_ramps else None}
 
     def run(

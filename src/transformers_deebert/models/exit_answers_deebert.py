@@ -37,6 +37,13 @@ class ExitAnswers:
         if self.keep_states:
             self.pooled, self.hidden = candidate.pooled, resize_columns(state.hidden, self.width)
 
+    def take_rest(self, state: LayerState, candidate: ExitCandidate, leave: torch.Tensor) -> None:
+        """The rows marked in `leave` are all that waited."""
+        if self.exit_layers is None:
+            self.take_all(state, candidate)
+        else:
+            self.take(state, candidate, leave)
+
     def take(self, state: LayerState, candidate: ExitCandidate, leave: torch.Tensor) -> None:
         """The rows marked in `leave`, `(rows,)`, leave here."""
         self.exit_layers = self.put(self.exit_layers, state, leave, torch.full_like(state.rows, state.layer))
@@ -75,22 +82,26 @@ class Compactor:
         # On the host, each row's length (1 + its last attended column, at least 1), and 0 once it left.
         self.remaining, self.holes = host_lengths(state.mask)
 
-    def nobody_leaves(self, leave: torch.Tensor) -> bool:
-        """Looks at who leaves, the one host synchronisation of a layer; `True` if nobody does."""
+    def somebody_leaves(self, leave: torch.Tensor) -> bool:
+        """Notes who leaves; the one host synchronisation of a layer."""
         flags = host_flags(leave)
         if not any(flags):
-            return True
+            return False
         self.remaining = [0 if left else length for left, length in zip(flags, self.remaining, strict=True)]
-        return False
+        return True
+
+    @property
+    def nobody_waits(self) -> bool:
+        return not any(self.remaining)
 
     def compact(self, state: LayerState) -> LayerState:
-        """The rows that wait, perhaps with idle ones among them; an empty state when all left."""
+        """The rows that wait, of which there is at least one, perhaps with idle ones among them."""
         stay = [row for row, length in enumerate(self.remaining) if length]
         width = max(self.remaining)
         rows, columns = state.mask.shape
-        if stay and len(stay) * width > (1 - MAX_IDLE_SHARE) * rows * columns:
+        if len(stay) * width > (1 - MAX_IDLE_SHARE) * rows * columns:
             return state
-        state = state.resize(max(width, 1))
+        state = state.resize(width)
         if len(stay) < rows:
             state = replace(state, waiting=None).select(torch.tensor(stay, dtype=torch.long, device=state.mask.device))
             self.remaining = [self.remaining[row] for row in stay]

@@ -7,8 +7,10 @@ from torch import nn
 from transformers import initialization as init
 
 
-def mean_pool(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def mean_pool(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean over the attended tokens: `(rows, tokens, hidden)`, `(rows, tokens)` -> `(rows, hidden)`."""
+    if mask is None:
+        return hidden.mean(1)
     weights = mask.to(hidden.dtype)
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1)
     return torch.bmm(weights.unsqueeze(1), hidden).squeeze(1)  # (rows, 1, tokens) @ (rows, tokens, hidden)
@@ -21,10 +23,11 @@ class AttentionPooling(nn.Module):
         super().__init__()
         self.query = nn.Parameter(torch.empty(hidden_size))
 
-    def forward(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    def forward(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         scores = hidden @ self.query * hidden.shape[-1] ** -0.5  # (rows, tokens)
-        # A row without any attended token gets equal weights instead of NaN.
-        scores = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min)
+        if mask is not None:
+            # A row without any attended token gets equal weights instead of NaN.
+            scores = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min)
         return torch.bmm(scores.softmax(-1).unsqueeze(1), hidden).squeeze(1)
 
 
@@ -60,8 +63,11 @@ class OffRamp(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
-    def pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """`(rows, tokens, hidden)` states and `(rows, tokens)` mask -> `(rows, hidden)`, what [`forward`] reads."""
+    def pool(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """
+        What [`forward`] reads: `(rows, tokens, hidden)` states and `(rows, tokens)` mask, `None` where all tokens are
+        attended, -> `(rows, hidden)`.
+        """
         if self.pooling == "cls":
             return hidden.select(1, 0)
         if self.pooling == "mean":
