@@ -6,6 +6,7 @@ What early exit costs where nobody exits: the model against the stock class with
 
 Random weights of MiniLM-L6's shape unless `--model` names a BERT checkpoint; rows of 5 to 45 tokens, 25 on average.
 `S = 0` skips the off-ramps; `all off-ramps` consults every one of them at S = 1e-12 and finds nobody sure enough.
+`--compile` compares the compiled models at full depth, and counts graph breaks there and with exits.
 """
 
 import argparse
@@ -52,6 +53,13 @@ def make_batch(rows, vocabulary):
     return {"input_ids": ids, "attention_mask": mask}
 
 
+def count_graph_breaks(compiled, batch, threshold):
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled(**batch, early_exit_entropy=threshold)
+    return sum(torch._dynamo.utils.counters["graph_break"].values())
+
+
 @torch.inference_mode()
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,6 +87,11 @@ def main():
             seconds = time_rotation(functions, args.repeats)
             figures = [f"{name} {ratio(seconds, name, 'stock'):.3f}x" for name in functions if name != "stock"]
             base = statistics.median(seconds["stock"]) * 1e3
+            if args.compile:
+                figures += [
+                    f"graph breaks: {count_graph_breaks(model, batch, threshold)} at S = {threshold}"
+                    for threshold in (0.0, 0.5)
+                ]
             print(f"{pooling:5} {head:6} batch {rows:3}: stock {base:7.2f} ms; " + ", ".join(figures), flush=True)
 
 
