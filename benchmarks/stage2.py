@@ -87,7 +87,7 @@ def main():
     parser.add_argument("--train_file", required=True)
     parser.add_argument("--validation_file", required=True)
     parser.add_argument("--rows", type=int, default=2000)
-    parser.add_argument("--epochs", type=int, nargs="+", default=[3, 20], help="epochs of stage 2 that are timed")
+    parser.add_argument("--epochs", type=int, nargs="*", default=[3, 20], help="epochs of stage 2 that are timed")
     parser.add_argument("--score_epochs", type=int, default=3, help="epochs of stage 2 that are scored over the seeds")
     parser.add_argument("--backbone_epochs", type=float, default=1)
     parser.add_argument("--seeds", type=int, default=5)

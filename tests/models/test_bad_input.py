@@ -32,7 +32,7 @@ def test_good_thresholds(threshold):
     assert make_model()(**make_batch(), early_exit_entropy=threshold).logits.shape == (12, 3)
 
 
-@pytest.mark.parametrize("layer", [0, NUM_LAYERS + 1, -1, 1.0, True, "1"])
+@pytest.mark.parametrize("layer", [0, NUM_LAYERS + 1, -1, 1.0, True, "1", np.int64(0)])
 def test_exit_layer(layer):
     with pytest.raises(ValueError, match=r"`exit_layer`.*from 1"):
         make_model()(**make_batch(), exit_layer=layer)
@@ -113,6 +113,27 @@ def test_tokens_and_masks():
     for shape in ((12, 12, 12), (12, 1, 12, 12), (12, 11), (1, 12)):
         with pytest.raises(ValueError, match="`attention_mask`"):
             model(input_ids=batch["input_ids"], attention_mask=torch.ones(shape))
+
+
+def test_other_shapes_and_combinations():
+    model, batch = make_model(), make_batch()
+    with pytest.raises(ValueError, match="`token_type_ids`.*13"):
+        model(**batch, token_type_ids=torch.zeros(12, 13, dtype=torch.long))
+    with pytest.raises(ValueError, match="`attention_mask` has negative values"):
+        model(input_ids=batch["input_ids"], attention_mask=(1.0 - batch["attention_mask"]) * -1e4)
+    for inputs, others in ((torch.zeros(2, 7, 32), {}), (torch.zeros(2, 3, 32), {"exit_layer": 1})):
+        with pytest.raises(ValueError, match="`off_ramp_inputs`"):
+            model(off_ramp_inputs=inputs, **others)
+    model.config.early_exit_entropy, model.config.exit_layer = 0.5, 3
+    with pytest.raises(ValueError, match="exclude each other"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("labels", [torch.eye(3)[[0] * 12], torch.zeros(12, dtype=torch.long)])
+def test_labels_leave_no_trace(labels):
+    model = make_model()
+    assert torch.isfinite(model(**make_batch(), labels=labels).loss)
+    assert model.config.problem_type is None
 
 
 def test_decoders_are_refused():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import FAMILIES, NUM_LAYERS, make_batch, make_model, make_stock
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification
 
@@ -166,6 +166,20 @@ def test_another_number_of_labels_needs_consent(saved):
 def test_bad_configurations(settings):
     with pytest.raises(Exception, match=next(iter(settings))):
         DeeBertConfig(num_hidden_layers=4, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"off_ramp_pooling": "max"}, {"off_ramp_head": "mlp"}, {"exit_layer": 9}])
+def test_bad_overrides(saved, settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        DeeBertForSequenceClassification.from_pretrained(saved, **settings)
+
+
+def test_a_stock_configuration_is_taken(tmp_path):
+    make_stock(make_model(), "bert").save_pretrained(tmp_path)
+    change(tmp_path, model_type="bert")
+    config = BertConfig.from_pretrained(tmp_path)
+    model = DeeBertForSequenceClassification.from_pretrained(tmp_path, config=config)
+    assert type(model.config) is DeeBertConfig
 
 
 @pytest.mark.parametrize("threshold", [None, 0, 0.5, [0.1, 0, 1]])

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 
+pytestmark = pytest.mark.gradients
 SCRIPT = str(Path(__file__).parent / "tiny_task.py")
 
 

@@ -4,11 +4,18 @@ import pytest
 import torch
 from tiny_task import DATA, TRAIN, VALIDATION, collate, make_args, make_rows, make_tiny
 from torch import nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    BertForSequenceClassification,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from transformers_deebert import BackboneTrainer, DeeBertTrainingArguments, OffRampTrainer
 
 
+pytestmark = pytest.mark.gradients
 MODES = ["cached", "through_backbone"]
 
 
@@ -67,8 +74,6 @@ def test_stage_2_leaves_all_the_rest(tmp_path, mode, pooling, head):
 
 def test_stage_1_is_stock_fine_tuning(tmp_path):
     """Same weights, seed and data: the same losses and weights as the stock Trainer on the stock class."""
-    from transformers import BertForSequenceClassification
-
     model = make_tiny()
     stock = BertForSequenceClassification(model.config)
     stock.load_state_dict(model.state_dict(), strict=False)
@@ -297,6 +302,15 @@ def test_bad_input(tmp_path, monkeypatch):
     model.config.problem_type = "multi_label_classification"
     with pytest.raises(ValueError, match="multi_label_classification"):
         OffRampTrainer(model, make_args(tmp_path), **DATA)
+    with pytest.raises(ValueError, match="one layer"):
+        OffRampTrainer(make_tiny(num_hidden_layers=1), make_args(tmp_path), **DATA)
+    with pytest.raises(ValueError, match="BertForSequenceClassification.*no off-ramps"):
+        BackboneTrainer(BertForSequenceClassification(make_tiny().config), make_args(tmp_path), **DATA)
+    with pytest.raises(ValueError, match="`train_dataset` .list. has no rows"):
+        OffRampTrainer(make_tiny(), make_args(tmp_path), **DATA | {"train_dataset": []}).train()
+    real = [row | {"labels": 0.7} for row in TRAIN]
+    with pytest.raises(ValueError, match="integer `labels`"):
+        OffRampTrainer(make_tiny(), make_args(tmp_path), **DATA | {"train_dataset": real}).train()
     with pytest.raises(ValueError, match="`batch_eval_metrics`"):
         OffRampTrainer(make_tiny(), make_args(tmp_path, batch_eval_metrics=True), **DATA)
     wrong = [row | {"labels": 7} for row in make_rows(8, 2)]
@@ -323,6 +337,43 @@ def test_bad_input(tmp_path, monkeypatch):
     monkeypatch.setattr(off_ramp_inputs.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match="`output_dir`.*GiB free"):
         OffRampTrainer(make_tiny(), make_args(tmp_path, off_ramp_mode="cached"), **DATA).train()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bf16_weights(tmp_path, mode):
+    model = make_tiny().to(torch.bfloat16)
+    before = snapshot(model)
+    OffRampTrainer(model, make_args(tmp_path, off_ramp_mode=mode), **DATA).train()
+    assert {name.split(".")[1] for name in changed(model, before)} == {"off_ramps"}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"remove_unused_columns": False}, {"train_sampling_strategy": "group_by_length"}]
+)
+def test_other_trainer_options_with_the_cache(tmp_path, settings):
+    model = make_tiny()
+    OffRampTrainer(model, make_args(tmp_path, off_ramp_mode="cached", **settings), **DATA).train()
+    assert model.config.off_ramps_trained
+
+
+def test_rows_without_a_label_do_not_count(tmp_path):
+    half = [row | {"labels": row["labels"] if index % 2 else -100} for index, row in enumerate(VALIDATION)]
+    trainer = OffRampTrainer(make_tiny(), make_args(tmp_path), **DATA)
+    expected = trainer.evaluate([row for row in half if row["labels"] != -100])
+    assert trainer.evaluate(half)["eval_layer_2_accuracy"] == pytest.approx(expected["eval_layer_2_accuracy"])
+    reduced = OffRampTrainer(
+        make_tiny(), make_args(tmp_path), preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1), **DATA
+    )
+    with pytest.raises(ValueError, match="`compute_metrics`"):
+        reduced.evaluate()
+
+
+def test_tuples_as_the_configured_output(tmp_path):
+    model = make_tiny()
+    model.config.return_dict = False
+    trainer = OffRampTrainer(model, make_args(tmp_path, off_ramp_mode="through_backbone"), **DATA)
+    trainer.train()
+    assert "eval_layer_1_accuracy" in trainer.evaluate()
 
 
 def test_peft(tmp_path):

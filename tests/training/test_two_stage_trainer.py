@@ -14,6 +14,7 @@ from transformers_deebert import BackboneTrainer, OffRampTrainer, TwoStageTraine
 from transformers_deebert.training.stage_trainer import last_complete_checkpoint
 
 
+pytestmark = pytest.mark.gradients
 SCRIPT = str(Path(__file__).parent / "tiny_task.py")
 
 
@@ -64,6 +65,31 @@ def test_model_init_and_callbacks_in_both_stages(tmp_path):
     assert seen == ["backbone", "off_ramps"]
 
 
+def test_resuming_a_finished_run_changes_nothing(tmp_path):
+    args = make_args(tmp_path / "out", save_strategy="epoch")
+    model = make_tiny()
+    TwoStageTrainer(model, args, args, **DATA).train()
+    TwoStageTrainer(make_tiny(seed=3), args, args, **DATA).train(resume_from_checkpoint=True)
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert loaded.config.off_ramps_trained
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+
+
+def test_evaluating_first(tmp_path):
+    trainer = TwoStageTrainer(make_tiny(), make_args(tmp_path), make_args(tmp_path), **DATA)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+
+
+def test_stage_2_refuses_before_stage_1_runs(tmp_path):
+    args = make_args(tmp_path, off_ramp_mode="cached")
+    with pytest.raises(ValueError, match="attention pooling"):
+        TwoStageTrainer(make_tiny(off_ramp_pooling="attention"), args, args, **DATA).train()
+    assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
 def run(*options):
     return subprocess.run([sys.executable, SCRIPT, *map(str, options)], capture_output=True, text=True, timeout=300)
 
@@ -112,6 +138,8 @@ def test_bad_input(tmp_path):
         TwoStageTrainer(make_tiny(), args, make_args(tmp_path / "other"), **DATA)
     with pytest.raises(ValueError, match="exactly one of `model` and `model_init`"):
         TwoStageTrainer(None, args, args, **DATA)
+    with pytest.raises(ValueError, match="`optimizers`"):
+        TwoStageTrainer(make_tiny(), args, args, optimizers=(None, None), **DATA)
     trainer = TwoStageTrainer(make_tiny(), args, args, **DATA)
     with pytest.raises(ValueError, match="`resume_from_checkpoint`"):
         trainer.train(resume_from_checkpoint="out/checkpoint-3")

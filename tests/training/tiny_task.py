@@ -42,17 +42,17 @@ def collate(items):
 
 def make_tiny(seed=0, **settings):
     set_seed(seed)
-    config = DeeBertConfig(
-        vocab_size=100,
-        hidden_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=20,
-        initializer_range=0.1,
-        num_labels=2,
-        **settings,
-    )
+    defaults = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 20,
+        "initializer_range": 0.1,
+        "num_labels": 2,
+    }
+    config = DeeBertConfig(**defaults | settings)
     return DeeBertForSequenceClassification(config)
 
 

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 
 OFF_RAMP_POOLINGS = ("cls", "mean", "attention")
@@ -51,12 +51,12 @@ def check_thresholds(value, num_off_ramps: int) -> tuple[float, ...]:
 
 def check_exit_layer(value, num_layers: int) -> int:
     """Checks that `value` is a layer, `1 … num_layers`, and returns it; raises `ValueError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= num_layers:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= num_layers:
         raise ValueError(
             f"`exit_layer` must be an integer from 1 (the first off-ramp) to {num_layers} (the model's own head), "
             f"got {value!r}."
         )
-    return value
+    return int(value)
 
 
 # `init=False` leaves the constructor to the leaf's `@strict`; `repr=False, eq=False` keep those of PreTrainedConfig.

@@ -1,5 +1,6 @@
 """The layer loop, written once for all families."""
 
+from copy import copy
 from dataclasses import replace
 
 import torch
@@ -27,6 +28,9 @@ class EarlyExitBackbone(EarlyExitLoading):
     def __init__(self, config, *args, **kwargs):
         if config.is_decoder:
             raise ValueError(f"`is_decoder` is {config.is_decoder}, but early exit needs an encoder: set it to False.")
+        # transformers validates a configuration when it is made, not when `from_pretrained` changes it.
+        config.validate_off_ramps()
+        config.validate_exit_defaults()
         super().__init__(config, *args, **kwargs)
         self.off_ramps = nn.ModuleList(self.make_off_ramp(config) for _ in range(config.num_hidden_layers - 1))
         self.post_init()
@@ -87,6 +91,12 @@ class EarlyExitBackbone(EarlyExitLoading):
             )
         mask = check_mask(attention_mask, tokens)
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **inputs}
+        for name, tensor in inputs.items():
+            if tensor is not None and tensor.shape[1] != width:
+                raise ValueError(
+                    f"`{name}` has the shape {tuple(tensor.shape)}, but the input has {width} tokens a row: give one "
+                    f"each."
+                )
         # One row of positions or segments may stand for the whole batch, as in the stock models.
         inputs = {
             name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items() if tensor is not None
@@ -322,6 +332,18 @@ class EarlyExitClassifier(EarlyExitLoading):
         pooled, logits = self.classify(state.hidden)
         return ExitCandidate(logits=logits, pooled=pooled)
 
+    def answer_off_ramp_inputs(self, inputs: torch.Tensor, alone: bool) -> EarlyExitSequenceClassifierOutput:
+        """The off-ramps' logits for `off_ramp_inputs` of [`forward`]; `alone`: nothing else was given."""
+        off_ramps = self.base_model.off_ramps
+        if not alone or inputs.dim() != 3 or inputs.shape[1] != len(off_ramps):
+            raise ValueError(
+                f"`off_ramp_inputs` must have the shape (batch, {len(off_ramps)}, hidden) and come without tokens, "
+                f"labels or exit settings, got {tuple(inputs.shape)}."
+            )
+        inputs = inputs.to(off_ramps[0].classifier.weight.dtype)
+        logits = tuple(off_ramp(inputs[:, index])[1] for index, off_ramp in enumerate(off_ramps))
+        return EarlyExitSequenceClassifierOutput(off_ramp_logits=logits)
+
     def set_trainable(self, part: str) -> None:
         """
         Freezes and unfreezes parameters (`requires_grad`).
@@ -382,9 +404,8 @@ class EarlyExitClassifier(EarlyExitLoading):
                 range, masks of another shape.
         """
         if off_ramp_inputs is not None:
-            off_ramps = self.base_model.off_ramps
-            logits = tuple(off_ramp(off_ramp_inputs[:, i])[1] for i, off_ramp in enumerate(off_ramps))
-            return EarlyExitSequenceClassifierOutput(off_ramp_logits=logits)
+            others = (input_ids, inputs_embeds, labels, early_exit_entropy, exit_layer)
+            return self.answer_off_ramp_inputs(off_ramp_inputs, alone=all(other is None for other in others))
         if labels is not None:
             check_labels(labels, self.config, self.training)
         output = self.base_model.run(
@@ -405,7 +426,8 @@ class EarlyExitClassifier(EarlyExitLoading):
         )
         answers = output["answers"]
         return EarlyExitSequenceClassifierOutput(
-            loss=None if labels is None else self.loss_function(labels, answers.logits, self.config),
+            # The stock loss notes the kind of problem in the configuration it is given: a call must leave no trace.
+            loss=None if labels is None else self.loss_function(labels, answers.logits, copy(self.config)),
             logits=answers.logits,
             exit_layers=None if self.training else answers.exit_layers,
             off_ramp_logits=output["off_ramp_logits"],

@@ -136,11 +136,6 @@ def make_exit_plan(
     Raises:
         ValueError: for arguments that are out of range, exclude each other or do not fit the model.
     """
-    if early_exit_entropy is not None and exit_layer is not None:
-        raise ValueError(
-            f"`early_exit_entropy` ({early_exit_entropy!r}) and `exit_layer` ({exit_layer!r}) exclude each other: "
-            "pass one of them."
-        )
     if training and not (early_exit_entropy is None and exit_layer is None):
         name, value = (
             ("exit_layer", exit_layer) if early_exit_entropy is None else ("early_exit_entropy", early_exit_entropy)
@@ -148,6 +143,11 @@ def make_exit_plan(
         raise ValueError(f"`{name}` ({value!r}) cannot be used in training mode: call `model.eval()` first.")
     if not training and early_exit_entropy is None and exit_layer is None:
         early_exit_entropy, exit_layer = config.early_exit_entropy, config.exit_layer
+    if early_exit_entropy is not None and exit_layer is not None:
+        raise ValueError(
+            f"`early_exit_entropy` ({early_exit_entropy!r}) and `exit_layer` ({exit_layer!r}) exclude each other: "
+            "set one of them."
+        )
     if output_off_ramp_logits is None:
         output_off_ramp_logits = config.output_off_ramp_logits and not training
 

@@ -24,6 +24,11 @@ def check_mask(attention_mask, tokens: torch.Tensor) -> torch.Tensor:
             f"{tuple(attention_mask.shape)}: rows that exit on their own need one mask of tokens each; 3-D and 4-D "
             "masks are for the stock model."
         )
+    if attention_mask.is_floating_point() and not torch.compiler.is_compiling() and (attention_mask < 0).any():
+        raise ValueError(
+            "`attention_mask` has negative values, as masks have that are added to scores: give 1 for attended tokens "
+            "and 0 for others."
+        )
     return attention_mask.ne(0).long()
 
 

@@ -13,8 +13,6 @@ class LayerState:
     rows can be selected, states of different batches concatenated, and padding cut without knowing the family.
     Applying a layer changes a state in place; [`select`], [`resize`] and [`cat`] make new ones.
 
-    Applying a layer changes a state in place; [`select`], [`resize`] and [`cat`] make new ones.
-
     Args:
         hidden (`torch.FloatTensor` of shape `(rows, width, hidden)`): States behind `layer` layers.
         mask (`torch.LongTensor` of shape `(rows, width)`): 1 for attended tokens; each row's first is in column 0.

@@ -1,5 +1,7 @@
 """Loading: plain checkpoints as a start, early-exit checkpoints whole or not at all."""
 
+from transformers import PreTrainedConfig
+
 
 class EarlyExitLoading:
     """Loading behaviour shared by base models and classifiers. Bases: before the stock class."""
@@ -20,6 +22,11 @@ class EarlyExitLoading:
             ValueError: for a checkpoint with some off-ramps missing or superfluous, or any tensor of another shape
                 without `ignore_mismatched_sizes=True`, naming them.
         """
+        config = kwargs.get("config")
+        if isinstance(config, PreTrainedConfig) and config.model_type == cls.config_class.backbone_type:
+            kwargs["config"] = cls.config_class.from_dict(
+                config.to_dict() | {"model_type": cls.config_class.model_type}
+            )
         want_info = kwargs.pop("output_loading_info", False)
         allow_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         model, info = super().from_pretrained(

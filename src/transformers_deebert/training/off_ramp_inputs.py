@@ -41,8 +41,7 @@ def pooled_windows(backbone, dataset, indices, collator, batch_size: int, device
         collator (`Callable`): From a list of items to the arguments of the model and `labels`.
 
     Yields:
-        For each window, pooled states `(rows, L-1, hidden)`, labels `(rows,)` and token counts `(rows,)` as numpy
-        arrays.
+        For each window, pooled states `(rows, L-1, hidden)` and labels `(rows,)` as numpy arrays.
     """
     bar = tqdm(total=len(indices), desc="Off-ramp inputs", disable=not progress)
     for window in chunks(indices, WINDOW):
@@ -51,7 +50,12 @@ def pooled_windows(backbone, dataset, indices, collator, batch_size: int, device
         pooled = labels = None
         for rows in chunks(np.argsort(-lengths, kind="stable"), batch_size):
             inputs = dict(collator([items[row] for row in rows]))
-            batch_labels = inputs.pop("labels")
+            batch_labels = inputs.pop("labels", None)
+            if batch_labels is None or batch_labels.is_floating_point():
+                raise ValueError(
+                    "`train_dataset` must give integer `labels` through the data collator, got "
+                    f"{'none' if batch_labels is None else batch_labels.dtype}."
+                )
             inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             batch = backbone.compute_off_ramp_inputs(**inputs).float().cpu().numpy()
             if pooled is None:
@@ -59,7 +63,7 @@ def pooled_windows(backbone, dataset, indices, collator, batch_size: int, device
                 labels = np.empty(len(items), np.int64)
             pooled[rows], labels[rows] = batch, batch_labels.numpy()
             bar.update(len(rows))
-        yield pooled, labels, lengths
+        yield pooled, labels
     bar.close()
 
 
@@ -77,12 +81,11 @@ def write_windows(path: Path, windows) -> None:
     unfinished = path.with_suffix(".unfinished")
     writer = None
     try:
-        for pooled, labels, lengths in windows:
+        for pooled, labels in windows:
             rows, *shape = pooled.shape
             columns = {
                 "off_ramp_inputs": pa.FixedSizeListArray.from_arrays(pooled.reshape(-1), int(np.prod(shape))),
                 "labels": pa.array(labels),
-                "length": pa.array(lengths),
             }
             table = pa.table(columns)
             if writer is None:
@@ -101,7 +104,7 @@ def write_windows(path: Path, windows) -> None:
 
 class OffRampInputs(torch.utils.data.Dataset):
     """
-    Map-style data set of what the off-ramps read: dicts of `off_ramp_inputs` `(L-1, hidden)`, `labels` and `length`.
+    Map-style data set of what the off-ramps read: dicts of `off_ramp_inputs` `(L-1, hidden)` and `labels`.
 
     Args:
         files (`list[Path]`): Arrow files of the processes' shares, in the order of the rows.
@@ -111,7 +114,6 @@ class OffRampInputs(torch.utils.data.Dataset):
     def __init__(self, files: list[Path], num_off_ramps: int):
         rows = datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
         self.labels = rows.data.column("labels").to_numpy()
-        self.lengths = rows.data.column("length").to_numpy()
         # Views of the mapped files, without the detour over Python lists: a training step takes a few milliseconds.
         chunks = rows.data.column("off_ramp_inputs").chunks
         self.pooled = [
@@ -128,5 +130,4 @@ class OffRampInputs(torch.utils.data.Dataset):
         return {
             "off_ramp_inputs": torch.from_numpy(self.pooled[chunk][row].copy()),
             "labels": int(self.labels[index]),
-            "length": int(self.lengths[index]),
         }

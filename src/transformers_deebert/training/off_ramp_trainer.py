@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset, RandomSampler
 from transformers import EvalPrediction, default_data_collator
 from transformers.modeling_outputs import SequenceClassifierOutput
 
@@ -17,8 +18,49 @@ from .training_arguments import DeeBertTrainingArguments
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """The metric when none is given: share of rows whose highest logit is the label."""
-    return {"accuracy": float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
+    """The metric when none is given: share of the labelled rows (not -100) whose highest logit is the label."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if logits.ndim != 2:
+        raise ValueError(
+            f"`compute_metrics` is not given and predictions have the shape {logits.shape} instead of (rows, labels): "
+            "accuracy needs logits, so give `compute_metrics` with this `preprocess_logits_for_metrics`."
+        )
+    known = labels != -100
+    return {"accuracy": float((logits.argmax(-1) == labels)[known].mean())}
+
+
+def choose_mode(args, config) -> str:
+    """The mode of stage 2; raises `ValueError` for arguments or a model that it cannot train with."""
+    if not isinstance(args, DeeBertTrainingArguments):
+        raise ValueError(f"`args` must be `DeeBertTrainingArguments`, got `{type(args).__name__}`.")
+    for name, good in (("batch_eval_metrics", False), ("eval_do_concat_batches", True)):
+        if getattr(args, name) is not good:
+            raise ValueError(f"`{name}` is {not good}, but metrics are computed for each layer: set it to {good}.")
+    if config.num_hidden_layers < 2:
+        raise ValueError("`model` has one layer, so it has no off-ramps to train.")
+    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+        raise ValueError(
+            f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but off-ramps are "
+            "trained to choose one of several classes: load it as such a classifier."
+        )
+    attention = config.off_ramp_pooling == "attention"
+    if attention and args.off_ramp_mode == "cached":
+        raise ValueError(
+            "`off_ramp_mode` is 'cached', but attention pooling learns what it reads from all token states: use "
+            "'through_backbone'."
+        )
+    return args.off_ramp_mode or ("through_backbone" if attention else "cached")
+
+
+def check_map_style(dataset) -> int:
+    """Number of rows; raises `ValueError` for data that cannot be run through once and then read in any order."""
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not len(dataset):
+        raise ValueError(
+            f"`train_dataset` ({type(dataset).__name__}) has no rows or no length, but its off-ramp inputs are "
+            "computed once and read in any order: give a map-style data set, or train with "
+            "off_ramp_mode='through_backbone'."
+        )
+    return len(dataset)
 
 
 class OffRampTrainer(StageTrainer):
@@ -61,32 +103,12 @@ class OffRampTrainer(StageTrainer):
             and (lambda logits, labels: tuple(preprocess_logits_for_metrics(layer, labels) for layer in logits)),
             **kwargs,
         )
-        self.off_ramp_mode = self.choose_mode()
-
-    def choose_mode(self) -> str:
-        """Checks model and arguments; returns the mode."""
-        args, config = self.args, self.early_exit_model.config
-        if not isinstance(args, DeeBertTrainingArguments):
-            raise ValueError(f"`args` must be `DeeBertTrainingArguments`, got `{type(args).__name__}`.")
-        if args.batch_eval_metrics:
-            raise ValueError("`batch_eval_metrics` is True, but metrics are computed for each layer: set it to False.")
         if is_peft(self.model):
             raise ValueError(
                 "`model` is a PEFT model, whose checkpoints would not hold the off-ramps: pass "
                 "`model.merge_and_unload()` for stage 2."
             )
-        if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
-            raise ValueError(
-                f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but off-ramps "
-                "are trained to choose one of several classes: load it as such a classifier."
-            )
-        attention = config.off_ramp_pooling == "attention"
-        if attention and args.off_ramp_mode == "cached":
-            raise ValueError(
-                "`off_ramp_mode` is 'cached', but attention pooling learns what it reads from all token states: use "
-                "'through_backbone'."
-            )
-        return args.off_ramp_mode or ("through_backbone" if attention else "cached")
+        self.off_ramp_mode = choose_mode(self.args, self.early_exit_model.config)
 
     # ---- loss
 
@@ -112,9 +134,15 @@ class OffRampTrainer(StageTrainer):
     def compute_loss(self, model, inputs, *args, **kwargs):
         if "off_ramp_inputs" not in inputs:
             inputs = {**inputs, "output_off_ramp_logits": True}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        return super().compute_loss(model, {**inputs, "return_dict": True}, *args, **kwargs)
 
     # ---- training
+
+    def train(self, *args, **kwargs):
+        output = super().train(*args, **kwargs)
+        if self.state.global_step:  # also where resuming found nothing left to do
+            self.early_exit_model.config.off_ramps_trained = True
+        return output
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -124,7 +152,7 @@ class OffRampTrainer(StageTrainer):
     def _inner_training_loop(self, *args, **kwargs):
         if self.off_ramp_mode == "through_backbone" or self.off_ramp_inputs is not None:
             return super()._inner_training_loop(*args, **kwargs)
-        folder = Path(self.args.output_dir) / "off_ramp_inputs"
+        folder = Path(self.args.output_dir) / ".off_ramp_inputs"
         try:
             self.off_ramp_inputs = self.compute_off_ramp_inputs(folder)
             return super()._inner_training_loop(*args, **kwargs)
@@ -135,13 +163,7 @@ class OffRampTrainer(StageTrainer):
 
     def compute_off_ramp_inputs(self, folder: Path) -> OffRampInputs:
         """Runs the frozen backbone once over the training data, each process its share of the rows."""
-        if not isinstance(self.train_dataset, Sized):
-            raise ValueError(
-                f"`train_dataset` ({type(self.train_dataset).__name__}) has no length, but its off-ramp inputs are "
-                "computed once and read in any order: give a map-style data set, or train with "
-                "off_ramp_mode='through_backbone'."
-            )
-        model, rows = self.early_exit_model, len(self.train_dataset)
+        model, rows = self.early_exit_model, check_map_style(self.train_dataset)
         num_off_ramps = len(model.base_model.off_ramps)
         files = [folder / f"{rank:05d}-of-{self.args.world_size:05d}.arrow" for rank in range(self.args.world_size)]
         rank = self.args.process_index
@@ -149,22 +171,24 @@ class OffRampTrainer(StageTrainer):
         if self.args.should_save:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            check_free_space(folder, rows * (num_off_ramps * model.config.hidden_size * 4 + 16))
+            check_free_space(folder, rows * (num_off_ramps * model.config.hidden_size * 4 + 8))
         self.accelerator.wait_for_everyone()
         training = model.training
         model.eval()
-        with self.accelerator.autocast():
-            windows = pooled_windows(
-                model.base_model,
-                self.train_dataset,
-                share,
-                self._get_collator_with_removed_columns(self.data_collator, description="training"),
-                self.args.eval_batch_size,
-                self.args.device,
-                progress=not self.args.disable_tqdm and self.is_local_process_zero(),
-            )
-            write_windows(files[rank], windows)
-        model.train(training)
+        try:
+            with self.accelerator.autocast():
+                windows = pooled_windows(
+                    model.base_model,
+                    self.train_dataset,
+                    share,
+                    self._get_collator_with_removed_columns(self.data_collator, description="training"),
+                    self.args.eval_batch_size,
+                    self.args.device,
+                    progress=not self.args.disable_tqdm and self.is_local_process_zero(),
+                )
+                write_windows(files[rank], windows)
+        finally:
+            model.train(training)
         self.accelerator.wait_for_everyone()
         return OffRampInputs(files, num_off_ramps)
 
@@ -178,21 +202,26 @@ class OffRampTrainer(StageTrainer):
         finally:
             self.train_dataset, self.data_collator = dataset, collator
 
+    def _get_train_sampler(self, train_dataset=None):
+        # Cached rows have one size: there is nothing to group by length.
+        if self.off_ramp_inputs is None or self.args.train_sampling_strategy in ("random", "sequential"):
+            return super()._get_train_sampler(train_dataset)
+        return RandomSampler(self.off_ramp_inputs)
+
     # ---- evaluation
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = {**inputs, "output_off_ramp_logits": True}
+        inputs = {**inputs, "output_off_ramp_logits": True, "return_dict": True}
         ignore_keys = ["logits", "exit_layers", "hidden_states", "attentions"]
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
     def all_layer_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of the model's own head, then those of every layer."""
-        metrics = {}
         layers = [
             self.layer_metrics(EvalPrediction(logits, prediction.label_ids, prediction.inputs, prediction.losses))
             for logits in prediction.predictions
         ]
-        metrics.update(layers[-1])
+        metrics = dict(layers[-1])
         for layer, numbers in enumerate(layers, start=1):
             metrics.update({f"layer_{layer}_{name}": value for name, value in numbers.items()})
         return metrics

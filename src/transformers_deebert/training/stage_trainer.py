@@ -52,6 +52,11 @@ class StageTrainer(Trainer):
     def __init__(self, model=None, args=None, **kwargs):
         args = DeeBertTrainingArguments(output_dir="tmp_trainer") if args is None else args
         super().__init__(model, args, **kwargs)
+        if not callable(getattr(self.early_exit_model, "set_trainable", None)):
+            raise ValueError(
+                f"`model` is a `{type(self.early_exit_model).__name__}`, which has no off-ramps: load it with "
+                "`DeeBertForSequenceClassification` or the class of its family."
+            )
         self.freeze()
 
     @property

@@ -10,7 +10,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from .backbone_trainer import BackboneTrainer
-from .off_ramp_trainer import OffRampTrainer
+from .off_ramp_trainer import OffRampTrainer, check_map_style, choose_mode
 from .stage_trainer import StageTrainer, has_trainer_state, is_peft, last_complete_checkpoint
 from .training_arguments import DeeBertTrainingArguments
 
@@ -71,6 +71,11 @@ class TwoStageTrainer:
                 "`model` is a PEFT model: train it with `BackboneTrainer`, then `model.merge_and_unload()` with "
                 "`OffRampTrainer`."
             )
+        if "optimizers" in trainer_kwargs:
+            raise ValueError(
+                "`optimizers` is given, but each stage needs an optimizer and a schedule of its own: choose them in "
+                "the stages' arguments, or run `BackboneTrainer` and `OffRampTrainer` one after the other."
+            )
         self.model = model
         self.model_init = model_init
         self.output_dir = Path(backbone_args.output_dir)
@@ -102,6 +107,9 @@ class TwoStageTrainer:
                 "last checkpoint are found in `output_dir`."
             )
         check_output_dir(self.output_dir, may_have_files=bool(resume_from_checkpoint))
+        # What stage 2 would refuse is better said before stage 1 has run.
+        if choose_mode(self.off_ramp_args, self.get_model().config) == "cached":
+            check_map_style(self.trainer_kwargs.get("train_dataset"))
         PartialState().wait_for_everyone()  # nobody writes before all have looked
         outputs = {}
         if not (resume_from_checkpoint and self.backbone_is_trained()):
@@ -171,7 +179,7 @@ def check_output_dir(folder: Path, may_have_files: bool) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable-{PartialState().process_index}"
-        files = [path for path in folder.iterdir() if not path.name.startswith(".writable-")]
+        files = any(path.is_file() and not path.name.startswith(".writable-") for path in folder.rglob("*"))
         probe.touch()
         probe.unlink()
     except OSError as error:
