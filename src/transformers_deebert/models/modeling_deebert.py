@@ -4,7 +4,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from .configuration_early_exit_deebert import EarlyExitConfigMixin
-from .early_exit_deebert import EarlyExitBackbone, EarlyExitClassifier
+from .early_exit_classifier_deebert import EarlyExitClassifier
+from .early_exit_deebert import EarlyExitBackbone
 
 
 @strict

@@ -1,0 +1,138 @@
+"""The classifier around a base model with off-ramps, written once for all families."""
+
+from copy import copy
+
+import torch
+from transformers.utils.generic import can_return_tuple
+
+from .exit_criteria_deebert import ExitCandidate
+from .inputs_deebert import check_labels
+from .layer_state_deebert import LayerState
+from .loading_deebert import EarlyExitLoading
+from .outputs_deebert import EarlyExitSequenceClassifierOutput
+
+
+class EarlyExitClassifier(EarlyExitLoading):
+    """
+    A sequence classifier with off-ramps. Bases: this mixin first, then the family's stock classifier. A family names
+    its base model (`backbone_class`, `backbone_kwargs`) and its head ([`classify`]).
+    """
+
+    backbone_class: type
+    backbone_kwargs: dict = {}
+
+    def __init__(self, config):
+        super().__init__(config)
+        setattr(self, self.base_model_prefix, self.backbone_class(config, **self.backbone_kwargs))
+        self.post_init()
+
+    def classify(self, hidden: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The family's own head: `(rows, width, hidden)` -> pooled vectors, where it has such, and logits."""
+        raise NotImplementedError
+
+    def answer_last(self, state: LayerState) -> ExitCandidate:
+        pooled, logits = self.classify(state.hidden)
+        return ExitCandidate(logits=logits, pooled=pooled)
+
+    def answer_off_ramp_inputs(self, inputs: torch.Tensor, alone: bool) -> EarlyExitSequenceClassifierOutput:
+        """The off-ramps' logits for `off_ramp_inputs` of [`forward`]; `alone`: nothing else was given."""
+        off_ramps = self.base_model.off_ramps
+        if not alone or inputs.dim() != 3 or inputs.shape[1] != len(off_ramps):
+            raise ValueError(
+                f"`off_ramp_inputs` must have the shape (batch, {len(off_ramps)}, hidden) and come without tokens, "
+                f"labels or exit settings, got {tuple(inputs.shape)}."
+            )
+        inputs = inputs.to(off_ramps[0].classifier.weight.dtype)
+        logits = tuple(off_ramp(inputs[:, index])[1] for index, off_ramp in enumerate(off_ramps))
+        return EarlyExitSequenceClassifierOutput(off_ramp_logits=logits)
+
+    def set_trainable(self, part: str) -> None:
+        """
+        Freezes and unfreezes parameters (`requires_grad`).
+
+        Args:
+            part (`str`):
+                What shall train: `"backbone"` (stage 1: everything but the off-ramps), `"off_ramps"` (stage 2:
+                nothing else) or `"all"`.
+        """
+        if part not in ("backbone", "off_ramps", "all"):
+            raise ValueError(f'`part` must be "backbone", "off_ramps" or "all", got {part!r}.')
+        self.requires_grad_(part != "off_ramps")
+        self.base_model.off_ramps.requires_grad_(part != "backbone")
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        early_exit_entropy: float | list[float] | None = None,
+        exit_layer: int | None = None,
+        output_off_ramp_logits: bool | None = None,
+        off_ramp_inputs: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> EarlyExitSequenceClassifierOutput:
+        r"""
+        As the stock classifier, with rows that leave at the first sure off-ramp. The early-exit arguments hold for
+        this call only; where they are `None`, the configuration's defaults do (in eval mode).
+
+        Args:
+            attention_mask (`torch.Tensor` of shape `(batch, tokens)`, *optional*):
+                Non-zero for attended tokens. A row's first attended token counts as its first token, so that left and
+                right padding give the same answer.
+            labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
+                Class indices, `0 … num_labels - 1`, or -100 for rows without one.
+            early_exit_entropy (`float` or `list[float]`, *optional*):
+                Threshold S in nats, one number or one for each of the L-1 off-ramps: a row leaves at the first
+                off-ramp whose prediction has entropy < S (DeeBERT, Algorithm 1). 0 is the full depth, more than
+                ln(num_labels) lets everything out at the first off-ramp.
+            exit_layer (`int`, *optional*):
+                Every row is answered by off-ramp `exit_layer` (L: by the model's own head); later layers do not run.
+            output_off_ramp_logits (`bool`, *optional*):
+                Runs all layers and returns the logits of all exits.
+            off_ramp_inputs (`torch.FloatTensor` of shape `(batch, L-1, hidden)`, *optional*):
+                From [`compute_off_ramp_inputs`], in place of tokens: only the off-ramps run, and the output has only
+                their logits.
+            output_hidden_states, output_attentions (`bool`, *optional*):
+                As in the stock model. All layers run.
+
+        Raises:
+            ValueError: for early-exit arguments in training mode, out of range, given together, or entropy in a model
+                that does not choose one of several classes; for inputs longer than the position table, labels out of
+                range, masks of another shape.
+        """
+        if off_ramp_inputs is not None:
+            others = (input_ids, inputs_embeds, labels, early_exit_entropy, exit_layer)
+            return self.answer_off_ramp_inputs(off_ramp_inputs, alone=all(other is None for other in others))
+        if labels is not None:
+            check_labels(labels, self.config, self.training)
+        output = self.base_model.run(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+                "inputs_embeds": inputs_embeds,
+            },
+            self.answer_last,
+            False,
+            early_exit_entropy,
+            exit_layer,
+            output_off_ramp_logits,
+            output_hidden_states,
+            output_attentions,
+        )
+        answers = output["answers"]
+        return EarlyExitSequenceClassifierOutput(
+            # The stock loss notes the kind of problem in the configuration it is given: a call must leave no trace.
+            loss=None if labels is None else self.loss_function(labels, answers.logits, copy(self.config)),
+            logits=answers.logits,
+            exit_layers=None if self.training else answers.exit_layers,
+            off_ramp_logits=output["off_ramp_logits"],
+            hidden_states=output.get("hidden_states"),
+            attentions=output.get("attentions"),
+        )
