@@ -326,7 +326,7 @@ def test_bad_input(tmp_path, monkeypatch):
         def __iter__(self):
             return iter(TRAIN)
 
-    with pytest.raises(ValueError, match="`train_dataset` .Stream. has no length"):
+    with pytest.raises(ValueError, match="`train_dataset` .Stream. has no rows or no length"):
         OffRampTrainer(make_tiny(), make_args(tmp_path, max_steps=2), **DATA | {"train_dataset": Stream()}).train()
     streamed = make_args(tmp_path, max_steps=2, off_ramp_mode="through_backbone")
     OffRampTrainer(make_tiny(), streamed, **DATA | {"train_dataset": Stream()}).train()
