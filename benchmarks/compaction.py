@@ -53,8 +53,8 @@ def main():
         batch = make_batch(rows, model.config.vocab_size)
         for share in args.leave:
             criterion = RandomCriterion(share)
-            early_exit_deebert.make_exit_plan = lambda *a, criterion=criterion: early_exit_deebert.replace(
-                plan(*a), criterion=criterion, compact=True
+            early_exit_deebert.make_exit_plan = lambda *a, criterion=criterion, **k: early_exit_deebert.replace(
+                plan(*a, **k), criterion=criterion, compact=True
             )
             functions = {f"{idle:.3f}": partial(run, model, batch, idle) for idle in args.idle}
             seconds = time_rotation(functions, args.repeats)
