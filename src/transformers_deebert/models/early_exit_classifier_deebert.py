@@ -15,7 +15,7 @@ from .outputs_deebert import EarlyExitSequenceClassifierOutput
 class EarlyExitClassifier(EarlyExitLoading):
     """
     A sequence classifier with off-ramps. Bases: this mixin first, then the family's stock classifier. A family names
-    its base model (`backbone_class`, `backbone_kwargs`) and its head ([`classify`]).
+    its base model (`backbone_class`, `backbone_kwargs`) and says how its head is applied ([`classify`]).
     """
 
     backbone_class: type
@@ -26,13 +26,13 @@ class EarlyExitClassifier(EarlyExitLoading):
         setattr(self, self.base_model_prefix, self.backbone_class(config, **self.backbone_kwargs))
         self.post_init()
 
-    def classify(self, hidden: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The family's own head: `(rows, width, hidden)` -> pooled vectors, where it has such, and logits."""
-        raise NotImplementedError
+    def classify(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """The family's own head: states `(rows, width, hidden)` and mask `(rows, width)` -> logits."""
+        return self.classifier(hidden)
 
     def answer_last(self, state: LayerState) -> ExitCandidate:
-        pooled, logits = self.classify(state.hidden)
-        return ExitCandidate(logits=logits, pooled=pooled)
+        logits = self.classify(self.base_model.readout(state.hidden), state.mask)
+        return ExitCandidate(logits=logits, pooled=None)
 
     def answer_off_ramp_inputs(self, inputs: torch.Tensor, alone: bool) -> EarlyExitSequenceClassifierOutput:
         """The off-ramps' logits for `off_ramp_inputs` of [`forward`]; `alone`: nothing else was given."""

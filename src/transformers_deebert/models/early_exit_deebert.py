@@ -13,19 +13,32 @@ from .exit_criteria_deebert import ExitCandidate, ExitPlan, make_exit_plan
 from .inputs_deebert import check_mask, check_tokens
 from .layer_state_deebert import LayerState, is_left_aligned, rotate_columns, rotation, rotation_back
 from .loading_deebert import EarlyExitLoading
-from .off_ramps_deebert import OffRamp, init_off_ramp
-from .outputs_deebert import EarlyExitModelOutput
+from .off_ramps_deebert import OffRamp, OffRampPooler, init_off_ramp
+from .outputs_deebert import EarlyExitModelOutput, select_states
 
 
 class EarlyExitBackbone(EarlyExitLoading):
     """
     A base model with off-ramps. Bases: this mixin first, then the family's stock base model. A family says how to
-    begin ([`embed`], [`max_tokens`]), what a layer needs besides the states ([`layer_context`]) and how to apply one
-    ([`apply_layer`]); everything else is here.
+    begin ([`embed`], [`max_tokens`]), what a layer needs besides the states ([`layer_context`]), how to apply one
+    ([`apply_layer`]), what off-ramps and head see of its output ([`readout`]) and what an off-ramp is made of
+    ([`make_off_ramp`]); everything else is here. The defaults are those of BERT.
+
+    Class attributes:
+        embedding_inputs (`tuple[str, ...]`):
+            Arguments of [`forward`] that [`embed`] takes. Others of them are ignored, as in the stock models.
+        layer_inputs (`tuple[str, ...]`): Arguments of [`forward`] that the layers take, kept in `LayerState.tokens`.
+        checkpoints_in_loop (`bool`):
+            Whether the loop does the gradient checkpointing, for families whose own layers cannot.
     """
 
+    embedding_inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
+    layer_inputs: tuple[str, ...] = ()
+    checkpoints_in_loop = False
+
     def __init__(self, config, *args, **kwargs):
-        if config.is_decoder:
+        # Only some families' configurations know decoders.
+        if getattr(config, "is_decoder", False):
             raise ValueError(f"`is_decoder` is {config.is_decoder}, but early exit needs an encoder: set it to False.")
         # transformers validates a configuration when it is made, not when `from_pretrained` changes it.
         config.validate_off_ramps()
@@ -38,20 +51,30 @@ class EarlyExitBackbone(EarlyExitLoading):
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, OffRamp):
-            pooler = None if self.pooler is None else self.pooler.dense
-            init_off_ramp(module, pooler, self.config.initializer_range)
+            init_off_ramp(module, self.pooler_dense(), self.config.initializer_range)
 
     # ---- what a family may say differently
 
     def make_off_ramp(self, config) -> OffRamp:
-        """One off-ramp, with the activation of the family's own head."""
-        return OffRamp(config)
+        """One off-ramp, with the activation (and norm, where it has one) and dropout of the family's own head."""
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+        return OffRamp(config, OffRampPooler(config.hidden_size, torch.tanh), dropout)
 
-    def max_tokens(self) -> int:
-        """Number of tokens that the position table holds."""
-        return self.config.max_position_embeddings
+    def pooler_dense(self) -> nn.Linear | None:
+        """The dense layer of the backbone's own pooler, `None` where it has none: what off-ramps start from."""
+        return None if self.pooler is None else self.pooler.dense
 
-    def embed(self, **inputs) -> torch.Tensor:
+    def pool_last(self, hidden: torch.Tensor) -> torch.Tensor | None:
+        """What the backbone's own pooler, where it has one, makes of the states behind the last layer."""
+        return None if self.pooler is None else self.pooler(hidden)
+
+    def max_tokens(self) -> int | None:
+        """Number of tokens that the position table holds, `None` without such a table."""
+        table = self.embeddings.position_embeddings
+        # RoBERTa's positions, and those of its kind, start behind the padding index.
+        return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
+
+    def embed(self, mask: torch.Tensor, **inputs) -> torch.Tensor:
         """`(rows, width, hidden)` states in front of the first layer."""
         return self.embeddings(**inputs)
 
@@ -70,6 +93,13 @@ class EarlyExitBackbone(EarlyExitLoading):
         """States behind layer `index` (0-based)."""
         return self.encoder.layer[index](state.hidden, **state.context)
 
+    def readout(self, hidden: torch.Tensor) -> torch.Tensor:
+        """
+        What off-ramps and head see of states `(rows, tokens, hidden)`, token by token: the `last_hidden_state` that
+        the stock model would have if it ended here.
+        """
+        return hidden
+
     # ---- the same for all
 
     def begin(self, input_ids=None, attention_mask=None, inputs_embeds=None, **inputs):
@@ -83,9 +113,10 @@ class EarlyExitBackbone(EarlyExitLoading):
         """
         tokens = check_tokens(input_ids, inputs_embeds)
         rows, width = tokens.shape[:2]
-        if width > self.max_tokens() and inputs.get("position_ids") is None:
+        limit = self.max_tokens()
+        if limit is not None and width > limit and inputs.get("position_ids") is None:
             raise ValueError(
-                f"The input has {width} tokens a row, but the position table of this model holds {self.max_tokens()}: "
+                f"The input has {width} tokens a row, but the position table of this model holds {limit}: "
                 "truncate it, for example with `tokenizer(..., truncation=True)`."
             )
         mask = check_mask(attention_mask, tokens)
@@ -104,27 +135,52 @@ class EarlyExitBackbone(EarlyExitLoading):
         if columns is not None:
             mask = rotate_columns(mask, columns)
             inputs = {name: rotate_columns(tensor, columns) for name, tensor in inputs.items()}
-        return LayerState.begin(self.embed(**inputs), mask), columns
+        embedded = self.embed(mask, **{name: inputs[name] for name in self.embedding_inputs if name in inputs})
+        further = {name: inputs[name] for name in self.layer_inputs if name in inputs}
+        return LayerState.begin(embedded, mask, **further), columns
 
     def advance(self, state: LayerState) -> None:
         """Applies one layer, in place."""
         if state.context is None:
             state.context = self.layer_context(state)
-        state.hidden = self.apply_layer(state.layer, state)
+        if self.checkpoints_in_loop and self.gradient_checkpointing and self.training:
+            state.hidden = self.apply_checkpointed(state.layer, state)
+        else:
+            state.hidden = self.apply_layer(state.layer, state)
         state.layer += 1
+
+    def apply_checkpointed(self, index: int, state: LayerState) -> torch.Tensor:
+        """[`apply_layer`] that computes the layer again in the backward pass instead of keeping its activations."""
+        # The layer will be applied again when the state has moved on: it gets a state of its own.
+        return self._gradient_checkpointing_func(
+            lambda hidden: self.apply_layer(index, replace(state, hidden=hidden)), state.hidden
+        )
+
+    def off_ramp_input(self, off_ramp: OffRamp, state: LayerState) -> torch.Tensor:
+        """`(rows, hidden)`: what an off-ramp reads of a state."""
+        hidden = state.hidden[:, :1] if off_ramp.pooling == "cls" else state.hidden
+        return off_ramp.pool(self.readout(hidden), None if state.padding is False else state.mask)
 
     def answer(self, state: LayerState, answer_last) -> ExitCandidate:
         """What the off-ramp behind the last applied layer says, or `answer_last` behind the last layer."""
         if state.layer == self.config.num_hidden_layers:
             return answer_last(state)
         off_ramp = self.off_ramps[state.layer - 1]
-        mask = None if state.padding is False else state.mask
-        vector, logits = off_ramp(off_ramp.pool(state.hidden, mask))
+        vector, logits = off_ramp(self.off_ramp_input(off_ramp, state))
         return ExitCandidate(logits=logits, pooled=vector, memory=state.memory)
 
-    # `capture_outputs` collects hidden states and attentions through hooks on the layers, as in the stock models.
+    # `capture_outputs` collects attentions through hooks on the layers, as in the stock models.
     @capture_outputs(tie_last_hidden_states=False)
-    def run_layers(self, state: LayerState, plan: ExitPlan, answer_last, keep_states: bool, **outputs) -> dict:
+    def run_layers(
+        self,
+        state: LayerState,
+        plan: ExitPlan,
+        answer_last,
+        keep_states: bool,
+        keep_all_states: bool,
+        output_attentions: bool,
+        output_hidden_states: bool = False,
+    ) -> dict:
         """
         The layer loop.
 
@@ -133,13 +189,15 @@ class EarlyExitBackbone(EarlyExitLoading):
             plan (`ExitPlan`): Who may leave where.
             answer_last (`Callable`): From the state behind the last layer to its [`ExitCandidate`].
             keep_states (`bool`): Whether the rows' states and pooled vectors are wanted besides their logits.
-            outputs: `output_hidden_states` and `output_attentions`, for `capture_outputs`.
+            keep_all_states (`bool`): Whether the states in front of and behind all layers are wanted.
+            output_attentions, output_hidden_states (`bool`): For `capture_outputs`.
 
         Returns:
             `dict` with `answers` ([`ExitAnswers`]), `off_ramp_logits` and, where asked for, `hidden_states` and
             `attentions`.
         """
-        answers = ExitAnswers(state, keep_states)
+        answers = ExitAnswers(state, self.readout if keep_states else None)
+        hidden_states = [state.hidden] if keep_all_states else None
         compactor = Compactor(state) if plan.compact else None
         if compactor is not None:
             state = compactor.compact(state)
@@ -147,6 +205,8 @@ class EarlyExitBackbone(EarlyExitLoading):
         stops = plan.stops
         while state.layer < plan.last_layer:
             self.advance(state)
+            if keep_all_states:
+                hidden_states.append(state.hidden)
             if not (plan.all_off_ramps or state.layer in stops):
                 continue
             candidate = self.answer(state, answer_last)
@@ -168,7 +228,13 @@ class EarlyExitBackbone(EarlyExitLoading):
                 answers.take(state, candidate, leave)
                 state.waiting = state.waiting_mask() & ~leave
                 state = compactor.compact(state)
-        return {"answers": answers, "off_ramp_logits": tuple(off_ramp_logits) if plan.all_off_ramps else None}
+        if keep_all_states:
+            hidden_states[-1] = self.readout(hidden_states[-1])
+        return {
+            "answers": answers,
+            "off_ramp_logits": tuple(off_ramp_logits) if plan.all_off_ramps else None,
+            "hidden_states": tuple(hidden_states) if keep_all_states else None,
+        }
 
     def run(
         self,
@@ -182,37 +248,45 @@ class EarlyExitBackbone(EarlyExitLoading):
         output_attentions=None,
     ) -> dict:
         """From the arguments of a call to its answers: plans, begins, runs the layers, turns the rows back."""
-        outputs = {
-            "output_hidden_states": self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states,
-            "output_attentions": self.config.output_attentions if output_attentions is None else output_attentions,
-        }
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        # `output_hidden_states` may be a flag, an index or a list of indices; 0 is an index.
+        keep_all_states = output_hidden_states is not None and output_hidden_states is not False
         plan = make_exit_plan(
             self.config,
             self.training,
             early_exit_entropy,
             exit_layer,
             output_off_ramp_logits,
-            # `output_hidden_states` may be a flag, an index or a list of indices; 0 is an index.
-            output_all_layers=any(value is not None and value is not False for value in outputs.values()),
+            output_all_layers=keep_all_states or bool(output_attentions),
         )
         state, columns = self.begin(**inputs)
+        wanted = {
+            "keep_states": keep_states,
+            "keep_all_states": keep_all_states,
+            "output_attentions": output_attentions,
+            "output_hidden_states": False,  # the loop keeps them itself
+            "return_dict": True,
+        }
         if state.rows.shape[0] == 0:
-            return self.run_empty(state, plan, answer_last, keep_states, outputs)
+            return self.run_empty(state, plan, answer_last, wanted)
         mask = state.mask
-        output = self.run_layers(state, plan, answer_last, keep_states, return_dict=True, **outputs)
-        if keep_states or output.get("hidden_states") or output.get("attentions"):
+        output = self.run_layers(state, plan, answer_last, **wanted)
+        if keep_states or keep_all_states or output.get("attentions"):
             turn_back(output, mask, columns, exits=plan.criterion is not None)
+        if keep_all_states:
+            output["hidden_states"] = select_states(output["hidden_states"], output_hidden_states)
         return output
 
-    def run_empty(self, state: LayerState, plan: ExitPlan, answer_last, keep_states: bool, outputs: dict) -> dict:
+    def run_empty(self, state: LayerState, plan: ExitPlan, answer_last, wanted: dict) -> dict:
         """The empty batch: layers cannot run on no rows, so one row runs that no answer is kept of."""
         rows, width, size = state.hidden.shape
         hidden = state.hidden.new_zeros(1, max(width, 1), size)
         row = LayerState.begin(hidden, torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device))
         plan = replace(plan, criterion=None, compact=False)
-        output = self.run_layers(row, plan, answer_last, keep_states, return_dict=True, **outputs)
+        output = self.run_layers(row, plan, answer_last, **wanted)
         output["answers"].keep_none()
         for name in ("off_ramp_logits", "hidden_states", "attentions"):
             if output.get(name):
@@ -232,7 +306,7 @@ class EarlyExitBackbone(EarlyExitLoading):
         pooled = []
         for off_ramp in self.off_ramps:
             self.advance(state)
-            pooled.append(off_ramp.pool(state.hidden, state.mask))
+            pooled.append(self.off_ramp_input(off_ramp, state))
         return torch.stack(pooled, 1)
 
     @can_return_tuple
@@ -282,7 +356,7 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     def answer_last(self, state: LayerState) -> ExitCandidate:
         """Behind the last layer a base model has the family's pooler, if any, and no logits."""
-        return ExitCandidate(logits=None, pooled=None if self.pooler is None else self.pooler(state.hidden))
+        return ExitCandidate(logits=None, pooled=self.pool_last(self.readout(state.hidden)))
 
 
 def turn_back(output: dict, mask: torch.Tensor, columns: torch.Tensor | None, exits: bool) -> None:
@@ -296,9 +370,7 @@ def turn_back(output: dict, mask: torch.Tensor, columns: torch.Tensor | None, ex
     if answers.hidden is not None:
         answers.hidden = rotate_columns(answers.hidden, columns)
     if output.get("hidden_states"):
-        output["hidden_states"] = tuple(
-            None if hidden is None else rotate_columns(hidden, columns) for hidden in output["hidden_states"]
-        )
+        output["hidden_states"] = tuple(rotate_columns(hidden, columns) for hidden in output["hidden_states"])
     if output.get("attentions"):
         output["attentions"] = tuple(
             # (rows, heads, queries, keys): both the queries and the keys were rotated.

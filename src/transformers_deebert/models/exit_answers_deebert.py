@@ -1,5 +1,6 @@
 """Where rows put their answers: tensors in input order, written once a row."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -19,12 +20,13 @@ class ExitAnswers:
 
     Args:
         state (`LayerState`): In front of layer 1, before any row or column was dropped.
-        keep_states (`bool`): Whether to keep pooled vectors and hidden states besides the logits.
+        readout (`Callable`, *optional*):
+            Keeps pooled vectors and hidden states besides the logits, the states as it gives them back.
     """
 
-    def __init__(self, state: LayerState, keep_states: bool):
+    def __init__(self, state: LayerState, readout: Callable[[torch.Tensor], torch.Tensor] | None):
         self.total, self.width = state.mask.shape
-        self.keep_states = keep_states
+        self.readout = readout
         self.logits: torch.Tensor | None = None
         self.pooled: torch.Tensor | None = None
         self.hidden: torch.Tensor | None = None
@@ -34,8 +36,8 @@ class ExitAnswers:
         """Every row leaves here and none left before: no copies, and gradients flow as in the stock model."""
         self.logits = candidate.logits
         self.exit_layers = torch.full_like(state.rows, state.layer)
-        if self.keep_states:
-            self.pooled, self.hidden = candidate.pooled, resize_columns(state.hidden, self.width)
+        if self.readout is not None:
+            self.pooled, self.hidden = candidate.pooled, resize_columns(self.readout(state.hidden), self.width)
 
     def take_rest(self, state: LayerState, candidate: ExitCandidate, leave: torch.Tensor) -> None:
         """The rows marked in `leave` are all that waited."""
@@ -49,10 +51,11 @@ class ExitAnswers:
         self.exit_layers = self.put(self.exit_layers, state, leave, torch.full_like(state.rows, state.layer))
         if candidate.logits is not None:
             self.logits = self.put(self.logits, state, leave, candidate.logits)
-        if self.keep_states:
+        if self.readout is not None:
             if candidate.pooled is not None:
                 self.pooled = self.put(self.pooled, state, leave, candidate.pooled)
-            self.hidden = self.put(self.hidden, state, leave, resize_columns(state.hidden, self.width))
+            hidden = resize_columns(self.readout(state.hidden), self.width)
+            self.hidden = self.put(self.hidden, state, leave, hidden)
 
     def keep_none(self) -> None:
         """Cuts all answers to no rows."""

@@ -40,6 +40,5 @@ class DeeBertForSequenceClassification(EarlyExitClassifier, BertForSequenceClass
     config: DeeBertConfig
     backbone_class = DeeBertModel
 
-    def classify(self, hidden):
-        pooled = self.bert.pooler(hidden)
-        return pooled, self.classifier(self.dropout(pooled))
+    def classify(self, hidden, mask):
+        return self.classifier(self.dropout(self.bert.pooler(hidden)))

@@ -24,10 +24,6 @@ class DeeRobertaModel(EarlyExitBackbone, RobertaModel):
 
     config: DeeRobertaConfig
 
-    def max_tokens(self):
-        # Positions start behind the padding index.
-        return self.config.max_position_embeddings - self.config.pad_token_id - 1
-
 
 class DeeRobertaForSequenceClassification(EarlyExitClassifier, RobertaForSequenceClassification):
     """RoBERTa with off-ramps for classification. See [`EarlyExitSequenceClassifierOutput`]."""
@@ -35,6 +31,3 @@ class DeeRobertaForSequenceClassification(EarlyExitClassifier, RobertaForSequenc
     config: DeeRobertaConfig
     backbone_class = DeeRobertaModel
     backbone_kwargs = {"add_pooling_layer": False}
-
-    def classify(self, hidden):
-        return None, self.classifier(hidden)

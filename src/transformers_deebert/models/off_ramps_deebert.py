@@ -50,16 +50,17 @@ class OffRamp(nn.Module):
     Args:
         config ([`EarlyExitConfigMixin`]):
             `off_ramp_pooling` and `off_ramp_head` choose its parts.
-        activation (`Callable`, *optional*, defaults to `torch.tanh`):
-            Activation of the family's own classification head.
+        pooler (`nn.Module`):
+            Counterpart of the dense part of the family's own head, `(rows, hidden)` -> `(rows, hidden)`, with a linear
+            layer `dense`. Used with `off_ramp_head="pooler"`.
+        dropout (`float`): Rate in front of the classifier.
     """
 
-    def __init__(self, config, activation: Callable[[torch.Tensor], torch.Tensor] = torch.tanh):
+    def __init__(self, config, pooler: nn.Module, dropout: float):
         super().__init__()
-        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.pooling = config.off_ramp_pooling
         self.attention = AttentionPooling(config.hidden_size) if self.pooling == "attention" else None
-        self.pooler = OffRampPooler(config.hidden_size, activation) if config.off_ramp_head == "pooler" else None
+        self.pooler = pooler if config.off_ramp_head == "pooler" else None
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 

@@ -6,6 +6,16 @@ import torch
 from transformers.utils import ModelOutput
 
 
+def select_states(states: tuple[torch.Tensor, ...], wanted: bool | int | list[int]) -> tuple:
+    """All states for the flag `True`; for an index or a list of indices these, and `None` in the other places."""
+    if isinstance(wanted, bool):
+        return states
+    number = len(states)
+    given = [wanted] if isinstance(wanted, int) else wanted
+    indices = {index % number for index in given if -number <= index < number}
+    return tuple(state if index in indices else None for index, state in enumerate(states))
+
+
 @dataclass
 class EarlyExitModelOutput(ModelOutput):
     """
