@@ -12,49 +12,20 @@ first pooling. Files hold one JSON object a line with `text` and `label`.
 
 import argparse
 import copy
-import json
 import statistics
 import tempfile
 import time
 
-import torch
 import transformers
+from sentences import arguments, read
 from transformers import AutoTokenizer, set_seed
 
 from transformers_deebert import (
     BackboneTrainer,
-    DeeBertForSequenceClassification,
-    DeeBertTrainingArguments,
     OffRampTrainer,
+    from_backbone,
 )
 from transformers_deebert.analysis.timing import describe_machine
-
-
-def read(path, tokenizer, rows=None):
-    with open(path, encoding="utf-8") as file:
-        items = [json.loads(line) for line in file]
-    if rows is not None:
-        order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:rows]
-        items = [items[index] for index in order]
-    encoded = tokenizer([item["text"] for item in items], truncation=True, max_length=128)
-    return [
-        {"input_ids": ids, "attention_mask": mask, "labels": item["label"]}
-        for ids, mask, item in zip(encoded["input_ids"], encoded["attention_mask"], items, strict=True)
-    ]
-
-
-def arguments(folder, epochs, seed, learning_rate, **kwargs):
-    return DeeBertTrainingArguments(
-        output_dir=folder,
-        num_train_epochs=epochs,
-        learning_rate=learning_rate,
-        seed=seed,
-        save_strategy="no",
-        disable_tqdm=True,
-        logging_strategy="no",
-        per_device_eval_batch_size=32,
-        **kwargs,
-    )
 
 
 def train_off_ramps(model, mode, epochs, seed, args, data):
@@ -101,7 +72,7 @@ def main():
     data = (read(args.train_file, tokenizer, args.rows), read(args.validation_file, tokenizer), tokenizer)
     backbone = None
     for pooling in args.pooling:
-        model = DeeBertForSequenceClassification.from_pretrained(args.model, num_labels=2, off_ramp_pooling=pooling)
+        model = from_backbone(args.model, num_labels=2, off_ramp_pooling=pooling)
         if backbone is not None:
             model.load_state_dict(backbone)
         elif args.backbone_epochs:

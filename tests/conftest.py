@@ -3,45 +3,107 @@
 import copy
 import functools
 import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import pytest
 import torch
-from transformers import (
-    BertForSequenceClassification,
-    BertModel,
-    RobertaForSequenceClassification,
-    RobertaModel,
-)
+import transformers
+from torch.nn.functional import gelu, layer_norm, linear
 
-from transformers_deebert import (
-    DeeBertConfig,
-    DeeBertForSequenceClassification,
-    DeeBertModel,
-    DeeRobertaConfig,
-    DeeRobertaForSequenceClassification,
-    DeeRobertaModel,
-)
+from transformers_deebert.families import FAMILIES, find_family
 
 
-FAMILIES = {
-    "bert": {
-        "config": DeeBertConfig,
-        "base": DeeBertModel,
-        "classifier": DeeBertForSequenceClassification,
-        "stock_base": BertModel,
-        "stock_classifier": BertForSequenceClassification,
-        "pad": 0,
-        "positions": 20,
+@dataclass(frozen=True)
+class Encoder:
+    """
+    What the tests know of a family, besides its classes.
+
+    Args:
+        settings (`dict`): Of its tiny configuration, besides those that all share.
+        pad (`int`): Padding token.
+        limit (`int`, *optional*): Tokens that its position table holds.
+        layers (`str`): Where its layers are in the base model.
+        attentions (`tuple[str, ...]`): Attention implementations of the stock class.
+        dropouts (`tuple[str, ...]`): Fields of its configuration that are dropout rates.
+        segments (`bool`): Whether the stock model knows `token_type_ids`.
+        activation (`Callable`): Of its off-ramps' poolers.
+        final_norm (`bool`): Whether its head sees states behind a final norm.
+        exact (`bool`): Whether gradients are bit-equal to stock (or sums are in another order).
+    """
+
+    settings: dict = field(default_factory=dict)
+    pad: int = 0
+    limit: int | None = 20
+    layers: str = "encoder.layer"
+    attentions: tuple[str, ...] = ("sdpa", "eager")
+    dropouts: tuple[str, ...] = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    segments: bool = True
+    activation: Callable = torch.tanh
+    final_norm: bool = False
+    exact: bool = True
+
+
+ROBERTA = Encoder({"max_position_embeddings": 22}, pad=1)  # positions start behind the padding index
+DEBERTA_V2 = Encoder(
+    {
+        "relative_attention": True,
+        "position_buckets": 4,
+        "norm_rel_ebd": "layer_norm",
+        "pos_att_type": ["p2c", "c2p"],
+        "share_att_key": True,
+        "position_biased_input": False,
+        "conv_kernel_size": 3,
+        "conv_act": "gelu",
     },
-    "roberta": {
-        "config": DeeRobertaConfig,
-        "base": DeeRobertaModel,
-        "classifier": DeeRobertaForSequenceClassification,
-        "stock_base": RobertaModel,
-        "stock_classifier": RobertaForSequenceClassification,
-        "pad": 1,
-        "positions": 22,  # positions start behind the padding index
-    },
+    limit=None,
+    attentions=("eager",),
+    activation=gelu,
+)
+MODERNBERT = Encoder(
+    # Every second layer attends to two tokens on either side.
+    {"local_attention": 4, "layer_types": ["full_attention", "sliding_attention"] * 2, "hidden_activation": "gelu"},
+    limit=None,
+    layers="layers",
+    dropouts=("attention_dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout"),
+    segments=False,
+    activation=gelu,
+    final_norm=True,
+)
+ENCODERS = {
+    "albert": Encoder(
+        {"embedding_size": 16, "num_hidden_groups": 2},
+        layers="encoder.albert_layer_groups",
+        dropouts=("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout_prob"),
+    ),
+    "bert": Encoder(),
+    "camembert": ROBERTA,
+    "deberta-v2": DEBERTA_V2,
+    "distilbert": Encoder(
+        {"hidden_dim": 64},
+        layers="transformer.layer",
+        dropouts=("dropout", "attention_dropout", "seq_classif_dropout"),
+        segments=False,
+        activation=torch.relu,
+    ),
+    "electra": Encoder({"embedding_size": 16}, activation=gelu),
+    "modernbert": MODERNBERT,
+    "mpnet": Encoder({"max_position_embeddings": 22}, pad=1, attentions=("eager",), segments=False, exact=False),
+    "roberta": ROBERTA,
+    "xlm-roberta": ROBERTA,
+}
+# Configurations of the same classes that take other ways through them.
+VARIANTS = {
+    "albert with inner layers": ("albert", {"inner_group_num": 2, "num_hidden_groups": 1}),
+    "deberta-v2 without convolution": ("deberta-v2", {"conv_kernel_size": 0, "norm_rel_ebd": "none"}),
+    "deberta-v2 with absolute positions": ("deberta-v2", {"position_biased_input": True}),
+    "deberta-v2 without relative positions": (
+        "deberta-v2",
+        {"relative_attention": False, "position_biased_input": True, "pos_att_type": None},
+    ),
+    "electra of one size": ("electra", {"embedding_size": 32}),
+    "modernbert with a mean head": ("modernbert", {"classifier_pooling": "mean", "norm_bias": True}),
+    "modernbert of local layers": ("modernbert", {"layer_types": ["sliding_attention"] * 4}),
 }
 NUM_LAYERS = 4
 NUM_LABELS = 3
@@ -54,49 +116,68 @@ def pytest_configure(config):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def stock_class(model):
+    """The stock class of a base model or a classifier of ours."""
+    return getattr(transformers, type(model).__name__.removeprefix("Dee"))
+
+
+def layers_of(model):
+    """The modules that are applied as layers, in order; one may be applied several times."""
+    return model.base_model.get_submodule(ENCODERS[model.config.backbone_type].layers)
+
+
 @functools.cache
 def _model(family, num_layers, settings):
-    parts = FAMILIES[family]
+    encoder, parts = ENCODERS[family], find_family(family, family)
     torch.manual_seed(1)
-    config = parts["config"](
-        vocab_size=100,
-        hidden_size=32,
-        num_hidden_layers=num_layers,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=parts["positions"],
-        pad_token_id=parts["pad"],
-        type_vocab_size=2,
-        initializer_range=0.15,
-        num_labels=NUM_LABELS,
-        off_ramps_trained=True,
-        **dict(settings),
-    )
-    model = parts["classifier"](config)
+    common = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "num_hidden_layers": num_layers,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 20,
+        "pad_token_id": encoder.pad,
+        "initializer_range": 0.15,
+        "num_labels": NUM_LABELS,
+        "off_ramps_trained": True,
+    }
+    # DistilBERT calls it `hidden_dim`, and the like; a field that a family has not is none.
+    sizes = {"intermediate_size": 64, "type_vocab_size": 2} if family != "distilbert" else {}
+    config = parts.config(**common | sizes | encoder.settings | {name: thaw(value) for name, value in settings})
+    model = parts.classifier(config)
     with torch.no_grad():
         for off_ramp in model.base_model.off_ramps:
             off_ramp.classifier.weight.mul_(8)
     return model.eval()
 
 
+def freeze(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def thaw(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
 def make_model(family="bert", num_layers=NUM_LAYERS, **settings):
     """A classifier in eval mode that the caller may change."""
-    return copy.deepcopy(_model(family, num_layers, tuple(sorted(settings.items()))))
+    settings = tuple(sorted((name, freeze(value)) for name, value in settings.items()))
+    return copy.deepcopy(_model(family, num_layers, settings))
 
 
-def make_stock(model, family):
+def make_stock(model):
     """The family's stock classifier with the same weights."""
-    stock = FAMILIES[family]["stock_classifier"](model.config)
+    stock = stock_class(model)(model.config)
     missing, unexpected = stock.load_state_dict(model.state_dict(), strict=False)
     assert not missing
-    assert all(".off_ramps." in key for key in unexpected)
+    assert all("off_ramps." in key for key in unexpected)
     return stock.eval()
 
 
 def make_batch(family="bert", lengths=LENGTHS, width=None, side="right", seed=0):
     """`input_ids` and `attention_mask` of rows with these lengths; row i is the same whatever padding there is."""
     width = width or max(lengths)
-    ids = torch.full((len(lengths), width), FAMILIES[family]["pad"])
+    ids = torch.full((len(lengths), width), ENCODERS[family].pad)
     mask = torch.zeros_like(ids)
     for row, length in enumerate(lengths):
         generator = torch.Generator().manual_seed(1000 * seed + row)
@@ -112,15 +193,14 @@ def off_ramp_answers(model, **batch):
     encoder and the off-ramps' parameters, without the layer loop. In float64.
     """
     model = copy.deepcopy(model).double()
-    base, config = model.base_model, model.config
+    stock = make_stock(model).double()
     rows = []
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-        ids = ids[mask == 1][None]
-        stock = make_stock(model, config.backbone_type).double()
-        output = stock(input_ids=ids, output_hidden_states=True)
+        output = stock(input_ids=ids[mask == 1][None], output_hidden_states=True)
+        states = output.hidden_states[1 :: (len(output.hidden_states) - 1) // model.config.num_hidden_layers]
         logits = [
-            answer_of(off_ramp, hidden[0], config.off_ramp_pooling)
-            for off_ramp, hidden in zip(base.off_ramps, output.hidden_states[1:], strict=False)
+            answer_of(model, off_ramp, hidden[0])
+            for off_ramp, hidden in zip(model.base_model.off_ramps, states, strict=False)
         ]
         rows.append(torch.stack([*logits, output.logits[0]]))
     logits = torch.stack(rows)
@@ -128,18 +208,31 @@ def off_ramp_answers(model, **batch):
     return logits, -(probabilities * probabilities.log()).sum(-1)
 
 
-def answer_of(off_ramp, hidden, pooling):
-    """What one off-ramp says of the states of one row, `(tokens, hidden)`, written out."""
-    if pooling == "cls":
+def vector_of(model, off_ramp, hidden):
+    """What the classifier of one off-ramp reads of the raw states of one row, `(tokens, hidden)`, written out."""
+    encoder = ENCODERS[model.config.backbone_type]
+    if encoder.final_norm:
+        norm = model.base_model.final_norm
+        hidden = layer_norm(hidden, (hidden.shape[-1],), norm.weight, norm.bias, norm.eps)
+    if model.config.off_ramp_pooling == "cls":
         pooled = hidden[0]
-    elif pooling == "mean":
+    elif model.config.off_ramp_pooling == "mean":
         pooled = hidden.mean(0)
     else:
         weights = (hidden @ off_ramp.attention.query / hidden.shape[-1] ** 0.5).softmax(0)
         pooled = weights @ hidden
-    if off_ramp.pooler is not None:
-        pooled = torch.tanh(off_ramp.pooler.dense.weight @ pooled + off_ramp.pooler.dense.bias)
-    return off_ramp.classifier.weight @ pooled + off_ramp.classifier.bias
+    if off_ramp.pooler is None:
+        return pooled
+    vector = encoder.activation(linear(pooled, off_ramp.pooler.dense.weight, off_ramp.pooler.dense.bias))
+    if encoder.final_norm:
+        norm = off_ramp.pooler.norm
+        vector = layer_norm(vector, vector.shape, norm.weight, norm.bias, norm.eps)
+    return vector
+
+
+def answer_of(model, off_ramp, hidden):
+    """What one off-ramp says of the raw states of one row, `(tokens, hidden)`, written out."""
+    return linear(vector_of(model, off_ramp, hidden), off_ramp.classifier.weight, off_ramp.classifier.bias)
 
 
 def spread_thresholds(entropies, share=0.3):
@@ -177,8 +270,14 @@ def take_rows(batch, rows):
     return {name: tensor[rows] for name, tensor in batch.items()}
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+@pytest.fixture(params=[family.config.backbone_type for family in FAMILIES])
 def family(request):
+    return request.param
+
+
+@pytest.fixture(params=[(name, attention) for name, encoder in ENCODERS.items() for attention in encoder.attentions])
+def family_and_attention(request):
+    """A family's name, and an attention implementation that its stock class supports."""
     return request.param
 
 

@@ -10,17 +10,47 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from transformers import (
+    CONFIG_MAPPING,
+    TOKENIZER_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertTokenizer,
-    RobertaTokenizer,
 )
 
+from .families import FAMILIES, from_backbone
+from .hub.conversion import convert_checkpoint
 from .models.exit_criteria_deebert import EntropyCriterion, ExitCandidate, ExitCriterion, entropy
+from .models.modeling_deealbert import DeeAlbertConfig, DeeAlbertForSequenceClassification, DeeAlbertModel
 from .models.modeling_deebert import DeeBertConfig, DeeBertForSequenceClassification, DeeBertModel
+from .models.modeling_deecamembert import (
+    DeeCamembertConfig,
+    DeeCamembertForSequenceClassification,
+    DeeCamembertModel,
+)
+from .models.modeling_deedeberta_v2 import (
+    DeeDebertaV2Config,
+    DeeDebertaV2ForSequenceClassification,
+    DeeDebertaV2Model,
+)
+from .models.modeling_deedistilbert import (
+    DeeDistilBertConfig,
+    DeeDistilBertForSequenceClassification,
+    DeeDistilBertModel,
+)
+from .models.modeling_deeelectra import DeeElectraConfig, DeeElectraForSequenceClassification, DeeElectraModel
+from .models.modeling_deemodernbert import (
+    DeeModernBertConfig,
+    DeeModernBertForSequenceClassification,
+    DeeModernBertModel,
+)
+from .models.modeling_deempnet import DeeMPNetConfig, DeeMPNetForSequenceClassification, DeeMPNetModel
 from .models.modeling_deeroberta import DeeRobertaConfig, DeeRobertaForSequenceClassification, DeeRobertaModel
+from .models.modeling_deexlm_roberta import (
+    DeeXLMRobertaConfig,
+    DeeXLMRobertaForSequenceClassification,
+    DeeXLMRobertaModel,
+)
 from .models.outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOutput
 
 
@@ -58,13 +88,37 @@ _LAZY = {
 
 __all__ = [
     "BackboneTrainer",
+    "DeeAlbertConfig",
+    "DeeAlbertForSequenceClassification",
+    "DeeAlbertModel",
     "DeeBertConfig",
     "DeeBertForSequenceClassification",
     "DeeBertModel",
     "DeeBertTrainingArguments",
+    "DeeCamembertConfig",
+    "DeeCamembertForSequenceClassification",
+    "DeeCamembertModel",
+    "DeeDebertaV2Config",
+    "DeeDebertaV2ForSequenceClassification",
+    "DeeDebertaV2Model",
+    "DeeDistilBertConfig",
+    "DeeDistilBertForSequenceClassification",
+    "DeeDistilBertModel",
+    "DeeElectraConfig",
+    "DeeElectraForSequenceClassification",
+    "DeeElectraModel",
+    "DeeMPNetConfig",
+    "DeeMPNetForSequenceClassification",
+    "DeeMPNetModel",
+    "DeeModernBertConfig",
+    "DeeModernBertForSequenceClassification",
+    "DeeModernBertModel",
     "DeeRobertaConfig",
     "DeeRobertaForSequenceClassification",
     "DeeRobertaModel",
+    "DeeXLMRobertaConfig",
+    "DeeXLMRobertaForSequenceClassification",
+    "DeeXLMRobertaModel",
     "EarlyExitModelOutput",
     "EarlyExitSequenceClassifierOutput",
     "EntropyCriterion",
@@ -75,9 +129,11 @@ __all__ = [
     "OperatingPoint",
     "TwoStageTrainer",
     "__version__",
+    "convert_checkpoint",
     "describe_machine",
     "entropy",
     "exit_layers",
+    "from_backbone",
     "layer_scores",
     "pick_operating_points",
     "plot_trade_off",
@@ -85,14 +141,14 @@ __all__ = [
     "time_thresholds",
 ]
 
-for _config, _model, _classifier, _tokenizer in (
-    (DeeBertConfig, DeeBertModel, DeeBertForSequenceClassification, BertTokenizer),
-    (DeeRobertaConfig, DeeRobertaModel, DeeRobertaForSequenceClassification, RobertaTokenizer),
-):
+for _config, _model, _classifier in FAMILIES:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
     AutoModel.register(_config, _model, exist_ok=True)
     AutoModelForSequenceClassification.register(_config, _classifier, exist_ok=True)
-    AutoTokenizer.register(_config, tokenizer_class=_tokenizer, exist_ok=True)
+    # Old checkpoints do not say which tokenizer they need; the family's own knows about segments.
+    AutoTokenizer.register(
+        _config, tokenizer_class=TOKENIZER_MAPPING[CONFIG_MAPPING[_config.backbone_type]], exist_ok=True
+    )
 
 
 def __getattr__(name: str):

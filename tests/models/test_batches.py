@@ -25,9 +25,15 @@ def close(actual, expected):
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture(params=["sdpa", "eager"])
-def case(request, family, pooling):
-    model = make_model(family, off_ramp_pooling=pooling, attn_implementation=request.param)
+@pytest.fixture
+def family(family_and_attention):
+    return family_and_attention[0]
+
+
+@pytest.fixture
+def case(family_and_attention, pooling):
+    family, attention = family_and_attention
+    model = make_model(family, off_ramp_pooling=pooling, attn_implementation=attention)
     batch = make_batch(family)
     _, entropies = off_ramp_answers(model, **batch)
     thresholds = spread_thresholds(entropies)

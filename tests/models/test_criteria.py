@@ -62,6 +62,7 @@ class Patience(ExitCriterion):
         return candidate.memory["count"] >= self.patience
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
 def test_a_criterion_with_a_memory(monkeypatch, family):
     """The memory follows its row through compaction."""
     model, batch = make_model(family), make_batch(family)

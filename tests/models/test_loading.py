@@ -5,11 +5,12 @@ import logging
 
 import pytest
 import torch
-from conftest import FAMILIES, NUM_LAYERS, make_batch, make_model, make_stock
+from conftest import NUM_LAYERS, make_batch, make_model, make_stock, stock_class
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification
+from transformers_deebert.families import find_family
 
 
 @pytest.fixture
@@ -27,53 +28,54 @@ def change(folder, **values):
 
 
 def test_auto_classes(family, pooling, tmp_path):
-    parts = FAMILIES[family]
+    parts = find_family(family, family)
     model = make_model(family, off_ramp_pooling=pooling)
     model.config.early_exit_entropy = [0.1, 0.2, 0.3]
     model.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "model.safetensors"}
     config = AutoConfig.from_pretrained(tmp_path)
-    assert type(config) is parts["config"]
+    assert type(config) is parts.config
     assert config.model_type == f"dee{family}"
     assert (config.early_exit_entropy, config.off_ramp_pooling) == ([0.1, 0.2, 0.3], pooling)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
-    assert type(loaded) is parts["classifier"]
+    assert type(loaded) is parts.classifier
     assert loaded.config.off_ramps_trained
     expected, output = model(**make_batch(family)), loaded.eval()(**make_batch(family))
     torch.testing.assert_close(output.logits, expected.logits)
     assert output.exit_layers.tolist() == expected.exit_layers.tolist()
     base = AutoModel.from_pretrained(tmp_path).eval()
-    assert type(base) is parts["base"]
+    assert type(base) is parts.model
     assert torch.equal(base(**make_batch(family)).exit_layers, expected.exit_layers)
 
 
 def test_the_stock_class_loads_our_checkpoint(family, tmp_path):
     model = make_model(family)
     model.save_pretrained(tmp_path)
-    stock = FAMILIES[family]["stock_classifier"].from_pretrained(tmp_path).eval()
+    stock = stock_class(model).from_pretrained(tmp_path).eval()
     assert torch.equal(stock(**make_batch(family)).logits, model(**make_batch(family)).logits)
     assert set(stock.state_dict()) <= set(model.state_dict())
 
 
-@pytest.mark.parametrize("what", ["stock_base", "stock_classifier"])
+@pytest.mark.parametrize("what", ["base", "classifier"])
 def test_a_plain_checkpoint_is_a_start(family, what, tmp_path, warnings_of_transformers):
-    stock = make_stock(make_model(family), family)
-    stock = stock if what == "stock_classifier" else FAMILIES[family]["stock_base"](stock.config)
+    model = make_model(family)
+    stock = make_stock(model) if what == "classifier" else stock_class(model.base_model)(model.config)
     stock.config.model_type = family  # as its own configuration would say
     stock.save_pretrained(tmp_path)
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     extra = [key for key in config if "off_ramp" in key or "exit" in key]
     path.write_text(json.dumps({key: value for key, value in config.items() if key not in extra}))
-    model = FAMILIES[family]["classifier"].from_pretrained(tmp_path, num_labels=3).eval()
+    model = find_family(family, family).classifier.from_pretrained(tmp_path, num_labels=3).eval()
     assert "You are using a model of type" not in warnings_of_transformers.text
     assert model.config.model_type == f"dee{family}"
     assert not model.config.off_ramps_trained
-    if what == "stock_classifier":
+    if what == "classifier":
         assert torch.equal(model(**make_batch(family)).logits, stock.eval()(**make_batch(family)).logits)
-    if family == "bert":
-        pooler = (stock if what == "stock_base" else stock.bert).pooler.dense
-        for off_ramp in model.bert.off_ramps:
+    if family in ("bert", "albert"):
+        pooler = (stock if what == "base" else stock.base_model).pooler
+        pooler = pooler.dense if family == "bert" else pooler
+        for off_ramp in model.base_model.off_ramps:
             assert torch.equal(off_ramp.pooler.dense.weight, pooler.weight)
             assert torch.equal(off_ramp.pooler.dense.bias, pooler.bias)
     weights = [off_ramp.classifier.weight for off_ramp in model.base_model.off_ramps]
@@ -82,7 +84,7 @@ def test_a_plain_checkpoint_is_a_start(family, what, tmp_path, warnings_of_trans
 
 
 def test_new_attention_queries_are_initialised(tmp_path):
-    stock = make_stock(make_model(), "bert")
+    stock = make_stock(make_model())
     stock.config.model_type = "bert"
     stock.save_pretrained(tmp_path)
     model = DeeBertForSequenceClassification.from_pretrained(
@@ -175,7 +177,7 @@ def test_bad_overrides(saved, settings):
 
 
 def test_a_stock_configuration_is_taken(tmp_path):
-    make_stock(make_model(), "bert").save_pretrained(tmp_path)
+    make_stock(make_model()).save_pretrained(tmp_path)
     change(tmp_path, model_type="bert")
     config = BertConfig.from_pretrained(tmp_path)
     model = DeeBertForSequenceClassification.from_pretrained(tmp_path, config=config)

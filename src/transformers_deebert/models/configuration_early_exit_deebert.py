@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import ClassVar
 
 
 OFF_RAMP_POOLINGS = ("cls", "mean", "attention")
@@ -90,6 +91,10 @@ class EarlyExitConfigMixin:
     off_ramp_head: str = "pooler"
     off_ramps_trained: bool = False
 
+    # Whether other early-exit implementations wrote checkpoints of the family, and model types that they gave them.
+    other_layouts = False
+    other_types: ClassVar[tuple[str, ...]] = ()
+
     # Extra outputs that Trainer would otherwise gather as predictions.
     keys_to_ignore_at_inference = ["exit_layers", "off_ramp_logits"]
 
@@ -97,7 +102,7 @@ class EarlyExitConfigMixin:
     def get_config_dict(cls, *args, **kwargs):
         # A plain checkpoint of the family is a valid start, so its model type is not worth a warning.
         config, kwargs = super().get_config_dict(*args, **kwargs)
-        if config.get("model_type") == cls.backbone_type:
+        if config.get("model_type") in (cls.backbone_type, *cls.other_types):
             config["model_type"] = cls.model_type
         return config, kwargs
 

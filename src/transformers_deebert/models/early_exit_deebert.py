@@ -80,14 +80,17 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     def layer_context(self, state: LayerState) -> dict:
         """Arguments of the layers that derive from the state; kept while its rows and width stay as they are."""
-        # Where the host already knows about padding, transformers need not look (and synchronise) again.
-        mask = create_bidirectional_mask(
-            self.config,
-            state.hidden,
-            None if state.padding is False else state.mask,
-            allow_is_bidirectional_skip=not state.padding,
-        )
-        return {"attention_mask": mask}
+        return {"attention_mask": create_bidirectional_mask(**self.mask_arguments(state))}
+
+    def mask_arguments(self, state: LayerState) -> dict:
+        """Arguments for the functions of transformers that make masks for the attention backend."""
+        return {
+            "config": self.config,
+            "inputs_embeds": state.hidden,
+            # Where the host already knows about padding, transformers need not look (and synchronise) again.
+            "attention_mask": None if state.padding is False else state.mask,
+            "allow_is_bidirectional_skip": not state.padding,
+        }
 
     def apply_layer(self, index: int, state: LayerState) -> torch.Tensor:
         """States behind layer `index` (0-based)."""
@@ -135,7 +138,7 @@ class EarlyExitBackbone(EarlyExitLoading):
         if columns is not None:
             mask = rotate_columns(mask, columns)
             inputs = {name: rotate_columns(tensor, columns) for name, tensor in inputs.items()}
-        embedded = self.embed(mask, **{name: inputs[name] for name in self.embedding_inputs if name in inputs})
+        embedded = self.embed(mask, **{name: inputs.get(name) for name in self.embedding_inputs})
         further = {name: inputs[name] for name in self.layer_inputs if name in inputs}
         return LayerState.begin(embedded, mask, **further), columns
 

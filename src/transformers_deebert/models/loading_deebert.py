@@ -1,6 +1,8 @@
-"""Loading: plain checkpoints as a start, early-exit checkpoints whole or not at all."""
+"""Loading: plain checkpoints as a start, early-exit checkpoints whole or not at all, those of other codes as well."""
 
 from transformers import PreTrainedConfig
+
+from .original_layouts_deebert import find_original_tensors, modern_tensors
 
 
 class EarlyExitLoading:
@@ -18,10 +20,15 @@ class EarlyExitLoading:
         As `PreTrainedModel.from_pretrained`, for early-exit checkpoints and for plain ones of the family: a plain one
         lacks all off-ramps, which then start as new.
 
+        BERT, RoBERTa and ALBERT classifiers of the original DeeBERT code, BERxiT, PABEE and ElasticBERT are recognised
+        by the names of their tensors and load as well; [`save_pretrained`] writes them in this library's form. Their
+        off-ramps count as trained.
+
         Raises:
             ValueError: for a checkpoint with some off-ramps missing or superfluous, or any tensor of another shape
                 without `ignore_mismatched_sizes=True`, naming them.
         """
+        name = pretrained_model_name_or_path
         config = kwargs.get("config")
         if isinstance(config, PreTrainedConfig) and config.model_type == cls.config_class.backbone_type:
             kwargs["config"] = cls.config_class.from_dict(
@@ -29,17 +36,34 @@ class EarlyExitLoading:
             )
         want_info = kwargs.pop("output_loading_info", False)
         allow_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
+        original = None
+        if cls.config_class.other_layouts and name is not None and kwargs.get("state_dict") is None:
+            original = find_original_tensors(name, cls.config_class.model_type, **kwargs)
+        if original is not None:
+            kwargs = cls.original_arguments(name, original, kwargs)
         model, info = super().from_pretrained(
-            pretrained_model_name_or_path,
+            name if original is None else None,
             *model_args,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # to name them in the error below
             **kwargs,
         )
         if info["mismatched_keys"] and not allow_mismatch:
-            raise_mismatch(info["mismatched_keys"], pretrained_model_name_or_path)
-        check_off_ramp_keys(model, info, pretrained_model_name_or_path)
+            raise_mismatch(info["mismatched_keys"], name)
+        check_off_ramp_keys(model, info, name, poolers_only=original is not None)
         return (model, info) if want_info else model
+
+    @classmethod
+    def original_arguments(cls, name, tensors, kwargs: dict) -> dict:
+        """Arguments that load the tensors of another implementation's checkpoint in place of its file."""
+        config = kwargs.pop("config", None)
+        if config is None:
+            config, kwargs = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **kwargs)
+        tensors = modern_tensors(tensors, cls.base_model_prefix, config.num_hidden_layers)
+        config.off_ramps_trained = config.off_ramp_pooling == "cls" and any(
+            "off_ramps." in key and ".classifier." in key for key in tensors
+        )
+        return kwargs | {"config": config, "state_dict": tensors}
 
 
 def raise_mismatch(mismatched, name) -> None:
@@ -54,11 +78,16 @@ def raise_mismatch(mismatched, name) -> None:
     )
 
 
-def check_off_ramp_keys(model, info, name) -> None:
-    """Refuses a checkpoint with damaged or foreign off-ramps; notes in the configuration when they are new."""
+def check_off_ramp_keys(model, info, name, poolers_only: bool) -> None:
+    """
+    Refuses a checkpoint with damaged or foreign off-ramps; notes in the configuration when they are new.
+    `poolers_only`: off-ramps without any classifiers are a start as well (ElasticBERT's pre-trained poolers).
+    """
     missing = sorted(key for key in info["missing_keys"] if "off_ramps." in key)
     unexpected = sorted(key for key in info["unexpected_keys"] if "off_ramps." in key)
     expected = [key for key in model.state_dict() if "off_ramps." in key]
+    if poolers_only and missing and all(".classifier." in key for key in missing):
+        expected = [key for key in expected if ".classifier." in key]
     if unexpected or (missing and len(missing) < len(expected)):
         listed = [f"missing: {', '.join(missing)}"] * bool(missing) + [
             f"not in this model: {', '.join(unexpected)}"

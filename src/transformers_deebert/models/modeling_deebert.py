@@ -25,6 +25,8 @@ class DeeBertConfig(EarlyExitConfigMixin, BertConfig):
 
     model_type = "deebert"
     backbone_type = "bert"
+    other_layouts = True
+    other_types = ("elasticbert",)
 
 
 class DeeBertModel(EarlyExitBackbone, BertModel):

@@ -17,6 +17,7 @@ class DeeRobertaConfig(EarlyExitConfigMixin, RobertaConfig):
 
     model_type = "deeroberta"
     backbone_type = "roberta"
+    other_layouts = True
 
 
 class DeeRobertaModel(EarlyExitBackbone, RobertaModel):

@@ -91,5 +91,5 @@ def init_off_ramp(off_ramp: OffRamp, pooler_dense: nn.Linear | None, std: float)
     if off_ramp.attention is not None:
         init.normal_(off_ramp.attention.query, mean=0.0, std=std)
     if off_ramp.pooler is not None and pooler_dense is not None:
-        init.copy_(off_ramp.pooler.dense.weight, pooler_dense.weight)
-        init.copy_(off_ramp.pooler.dense.bias, pooler_dense.bias)
+        for name, parameter in off_ramp.pooler.get_submodule("dense").named_parameters():
+            init.copy_(parameter, pooler_dense.get_parameter(name))
