@@ -8,42 +8,25 @@ import numpy as np
 from datasets import Dataset
 from glue_tasks import GlueTask
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    BertForSequenceClassification,
     DataCollatorWithPadding,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    RobertaForSequenceClassification,
     Trainer,
     set_seed,
 )
 
-from transformers_deebert import (
-    DeeBertForSequenceClassification,
-    DeeBertTrainingArguments,
-    DeeRobertaForSequenceClassification,
-    TwoStageTrainer,
-)
+from transformers_deebert import DeeBertTrainingArguments, TwoStageTrainer, from_backbone
+from transformers_deebert.families import find_family
 
 
-# Of each family: the early-exit class, the stock class, and the paper's epochs a stage.
-FAMILIES = {
-    "bert": (DeeBertForSequenceClassification, BertForSequenceClassification, 3.0),
-    "roberta": (DeeRobertaForSequenceClassification, RobertaForSequenceClassification, 10.0),
-}
-
-
-def family_of(model_name_or_path: str) -> str:
-    """`"bert"` or `"roberta"`, with off-ramps or without."""
-    model_type = AutoConfig.from_pretrained(model_name_or_path).model_type
-    if model_type.removeprefix("dee") not in FAMILIES:
-        raise ValueError(
-            f"`model_name_or_path` ({model_name_or_path!r}) is a model of type {model_type!r}: choose one of type "
-            f"{' or '.join(FAMILIES)}."
-        )
-    return model_type.removeprefix("dee")
+def default_epochs(model_name_or_path: str) -> float:
+    """Epochs a stage, as in the paper: 10 for RoBERTa and its kind, 3 for BERT."""
+    family = find_family(AutoConfig.from_pretrained(model_name_or_path).model_type, model_name_or_path)
+    return 10.0 if family.config.backbone_type in ("roberta", "xlm-roberta", "camembert") else 3.0
 
 
 @dataclass
@@ -107,12 +90,11 @@ def arguments_of(training: DeeBertTrainingArguments, folder: str, seed: int, **c
 
 def train_early_exit(experiment, training, task: GlueTask, data: EncodedTask, seed: int) -> TwoStageTrainer:
     """Fine-tunes the early-exit model in both stages."""
-    model_class = FAMILIES[family_of(experiment.model_name_or_path)][0]
     options = {name: getattr(experiment, name) for name in ("off_ramp_pooling", "off_ramp_head")}
     options = {name: value for name, value in options.items() if value is not None} | task.label_maps
     stage_2 = {"num_train_epochs": experiment.off_ramp_epochs, "learning_rate": experiment.off_ramp_learning_rate}
     trainer = TwoStageTrainer(
-        model_init=lambda: model_class.from_pretrained(experiment.model_name_or_path, **options),
+        model_init=lambda: from_backbone(experiment.model_name_or_path, **options),
         backbone_args=arguments_of(training, f"seed_{seed}", seed),
         off_ramp_args=arguments_of(training, f"seed_{seed}", seed, **stage_2),
         **data.trainer_keywords(task),
@@ -141,7 +123,9 @@ def layer_logits(trainer: TwoStageTrainer, rows: Dataset) -> np.ndarray:
 
 def stock_copy(model: PreTrainedModel) -> PreTrainedModel:
     """The stock class with the same weights, to time against."""
-    stock_class = FAMILIES[model.config.model_type.removeprefix("dee")][1]
-    stock = stock_class(stock_class.config_class.from_dict(model.config.to_dict()))
-    stock.load_state_dict({key: value for key, value in model.state_dict().items() if ".off_ramps." not in key})
+    stock_config = CONFIG_MAPPING[model.config.backbone_type]
+    stock = AutoModelForSequenceClassification.from_config(
+        stock_config.from_dict(model.config.to_dict() | {"model_type": stock_config.model_type})
+    )
+    stock.load_state_dict({key: value for key, value in model.state_dict().items() if "off_ramps." not in key})
     return stock.to(device=model.device, dtype=model.dtype)

@@ -30,9 +30,8 @@ import glue_report
 import numpy as np
 from glue_tasks import get_score, get_task, load_data, write_submission
 from glue_training import (
-    FAMILIES,
+    default_epochs,
     encode_task,
-    family_of,
     layer_logits,
     sample,
     stock_copy,
@@ -51,7 +50,7 @@ THRESHOLDS = (0.0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6,
 class ExperimentArguments:
     """What to run; `DeeBertTrainingArguments` say how to train."""
 
-    model_name_or_path: str = field(metadata={"help": "BERT or RoBERTa checkpoint, plain or with off-ramps."})
+    model_name_or_path: str = field(metadata={"help": "Checkpoint of any supported encoder."})
     task_name: str = field(metadata={"help": "sst2, mrpc, qnli, rte, qqp, mnli, cola or wnli."})
     train_file: str | None = field(default=None, metadata={"help": "A .jsonl or .csv file instead of the Hub's rows."})
     validation_file: str | None = field(default=None, metadata={"help": "The same for validation (MNLI: matched)."})
@@ -173,7 +172,7 @@ def main(command: list[str] | None = None) -> None:
     for name in ("glue_tasks", "transformers_deebert"):
         logging.getLogger(name).setLevel(logging.INFO if is_main else logging.WARNING)
     if training.num_train_epochs is None:
-        training.num_train_epochs = FAMILIES[family_of(experiment.model_name_or_path)][2]
+        training.num_train_epochs = default_epochs(experiment.model_name_or_path)
 
     train, evaluated, tests = load_data(
         task,

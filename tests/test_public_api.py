@@ -37,6 +37,8 @@ import sys, warnings
 for name in ("accelerate", "datasets", "evaluate", "matplotlib", "peft", "pyarrow", "scipy", "sklearn"):
     sys.modules[name] = None
 warnings.simplefilter("error")
+# DeBERTa's stock module in older versions of transformers, which Python does not show by default.
+warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
 import logging
 before = (logging.root.handlers[:], logging.root.level)
 import transformers_deebert, torch

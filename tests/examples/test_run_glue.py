@@ -26,6 +26,8 @@ from transformers import (
     BertTokenizer,
     DistilBertConfig,
     DistilBertModel,
+    GPT2Config,
+    GPT2Model,
     RobertaConfig,
     RobertaModel,
 )
@@ -75,6 +77,7 @@ def tiny_models(tmp_path_factory):
     models = {
         "bert": BertModel(BertConfig(**shape)),
         "roberta": RobertaModel(RobertaConfig(**shape, type_vocab_size=2)),
+        "gpt2": GPT2Model(GPT2Config(vocab_size=len(words), n_embd=32, n_layer=1, n_head=2)),
         "distilbert": DistilBertModel(
             DistilBertConfig(vocab_size=len(words), dim=32, n_layers=2, n_heads=2, hidden_dim=64)
         ),
@@ -253,7 +256,7 @@ def test_the_paper_hyper_parameters_are_the_defaults(run_glue, tiny_models, tmp_
         ({"task_name": "imdb"}, r"`task_name` must be one of .*got 'imdb'"),
         ({"seeds": "0"}, r"`seeds` must be 1 or more, got 0"),
         ({"timing_thresholds": "-0.1"}, r"`timing_thresholds` must be finite and >= 0, got \[-0\.1\]"),
-        ({"model_name_or_path": "distilbert"}, r"`model_name_or_path`.*type 'distilbert': choose one of type bert or"),
+        ({"model_name_or_path": "gpt2"}, r"type 'gpt2'.*albert, bert, "),
         ({}, r"GLUE's sst2 cannot be fetched from .*: pass `--train_file` and `--validation_file`"),
         (
             {"train_file": "x.jsonl"},
