@@ -34,6 +34,7 @@ from .models.modeling_deexlm_roberta import (
     DeeXLMRobertaForSequenceClassification,
     DeeXLMRobertaModel,
 )
+from .models.original_layouts_deebert import find_original_tensors
 
 
 class Family(NamedTuple):
@@ -70,6 +71,21 @@ def find_family(model_type: str | None, name: str) -> Family:
     )
 
 
+def find_family_of(name, **kwargs) -> Family:
+    """The family of a checkpoint on the Hub or in a folder; raises `ValueError` for other families."""
+    config, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
+    if not config:
+        raise ValueError(f"The checkpoint {str(name)!r} has no configuration: add its config.json.")
+    model_type = config.get("model_type")
+    if model_type is None:
+        # The original DeeBERT code wrote configurations without a type.
+        tensors = find_original_tensors(name, **kwargs) or {}
+        for family in FAMILIES:
+            if any(key.startswith(f"{family.classifier.base_model_prefix}.") for key in tensors):
+                return family
+    return find_family(model_type, str(name))
+
+
 def from_backbone(pretrained_model_name_or_path, **kwargs):
     """
     Loads any checkpoint of a supported family as a sequence classifier with off-ramps, ready for stage 1 (or, from a
@@ -98,8 +114,7 @@ def from_backbone(pretrained_model_name_or_path, **kwargs):
 
     ```
     """
-    config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
-    family = find_family(config.get("model_type"), str(pretrained_model_name_or_path))
+    family = find_family_of(pretrained_model_name_or_path, **kwargs)
     want_info = kwargs.pop("output_loading_info", False)
     model, info = family.classifier.from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
     starts = any(key.endswith("pooler.dense.weight") for key in info["unexpected_keys"])

@@ -183,7 +183,9 @@ def test_empty_and_single_batches(family, rows):
         assert [x.shape for x in output.off_ramp_logits] == [(rows, 3)] * NUM_LAYERS
         assert [x.shape for x in output.hidden_states] == [(rows, 12, 32)] * (NUM_LAYERS + 1)
         assert [len(x) for x in output.attentions] == [rows] * NUM_LAYERS
-        assert model.base_model(**batch, **kwargs).last_hidden_state.shape == (rows, 12, 32)
+        base = model.base_model(**batch, **kwargs, output_off_ramp_logits=True)
+        assert base.last_hidden_state.shape == (rows, 12, 32)
+        assert [x.shape for x in base.off_ramp_logits] == [(rows, 3)] * (NUM_LAYERS - 1)
     if not rows:
         no_tokens = torch.zeros(0, 0, dtype=torch.long)
         assert model(input_ids=no_tokens, attention_mask=no_tokens, early_exit_entropy=0.5).logits.shape == (0, 3)

@@ -142,6 +142,15 @@ def test_another_pooling_makes_off_ramps_untrained(saved):
     assert DeeBertForSequenceClassification.from_pretrained(saved, off_ramp_pooling="cls").config.off_ramps_trained
 
 
+def test_another_pooling_in_a_configuration_object_does_too(saved):
+    config = DeeBertConfig.from_pretrained(saved)
+    config.off_ramp_pooling = "mean"
+    assert not DeeBertForSequenceClassification.from_pretrained(saved, config=config).config.off_ramps_trained
+    assert config.off_ramps_trained  # the user's own
+    config.off_ramp_pooling = "cls"
+    assert DeeBertForSequenceClassification.from_pretrained(saved, config=config).config.off_ramps_trained
+
+
 def test_another_number_of_labels_needs_consent(saved):
     with pytest.raises(ValueError, match="ignore_mismatched_sizes"):
         DeeBertForSequenceClassification.from_pretrained(saved, num_labels=5)

@@ -17,6 +17,7 @@ from tiny_task import DATA, VALIDATION, collate, make_args, make_tiny
 from transformers import AutoModelForSequenceClassification, BertTokenizer
 
 from transformers_deebert import (
+    DeeBertConfig,
     DeeBertForSequenceClassification,
     DeeRobertaForSequenceClassification,
     TwoStageTrainer,
@@ -316,14 +317,117 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         DeeBertForSequenceClassification.from_pretrained(tmp_path)
 
 
-def test_only_tensors_are_unpickled(tmp_path):
+@pytest.mark.parametrize("damage", ["pickle", "empty", "cut", "list", "safetensors"])
+def test_files_that_cannot_be_read(damage, tmp_path, capsys):
+    """A pickled file is read as tensors by name, and as nothing else whatever the user asks for."""
+    model, old = make_model(), tmp_path / "old"
+    write(old, model, deebert_tensors(model))
+    path = old / "pytorch_model.bin"
+    if damage == "pickle":
+        path.write_bytes(pickle.dumps({"bert.encoder.highway.0.classifier.bias": print}, protocol=2))
+    elif damage == "list":
+        torch.save([torch.zeros(1)], path)
+    elif damage == "safetensors":
+        (old / "model.safetensors").write_bytes(b"")
+    else:
+        path.write_bytes(path.read_bytes()[: 0 if damage == "empty" else 1000])
+    name = "model.safetensors" if damage == "safetensors" else "pytorch_model.bin"
+    for kwargs in ({}, {"weights_only": False}):
+        with pytest.raises(ValueError, match=rf"{name}' cannot be read"):
+            DeeBertForSequenceClassification.from_pretrained(old, **kwargs)
+    assert main(["convert", str(old), str(tmp_path / "new")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_file_that_the_user_names(tmp_path):
+    """`variant`, `use_safetensors`, shards and a state dict, as for any checkpoint."""
     model = make_model()
+    zero = make_model()
+    zero.classifier.weight.data.zero_()
     write(tmp_path, model, deebert_tensors(model))
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"bert.encoder.highway.0.classifier.bias": print}))
-    with pytest.raises(Exception, match="[Ww]eights.only"):
-        DeeBertForSequenceClassification.from_pretrained(tmp_path)
-    with pytest.raises(Exception, match="[Ww]eights.only"):
-        DeeBertForSequenceClassification.from_pretrained(tmp_path, weights_only=False)
+    torch.save(deebert_tensors(zero), tmp_path / "pytorch_model.fp16.bin")
+    load = DeeBertForSequenceClassification.from_pretrained
+    assert load(tmp_path, variant="fp16").classifier.weight.eq(0).all()
+    write(tmp_path, zero, deebert_tensors(zero), pickled=False)
+    assert load(tmp_path).classifier.weight.eq(0).all()
+    assert torch.equal(load(tmp_path, use_safetensors=False).classifier.weight, model.classifier.weight)
+    loaded = load(None, config=load(tmp_path).config, state_dict=deebert_tensors(model))
+    assert torch.equal(loaded.bert.off_ramps[1].classifier.weight, model.bert.off_ramps[1].classifier.weight)
+
+
+def test_shards(tmp_path):
+    model = make_model()
+    tensors = deebert_tensors(model)
+    write(tmp_path, model, {})
+    (tmp_path / "pytorch_model.bin").unlink()
+    names = sorted(tensors)
+    weight_map = {}
+    for number, part in enumerate((names[::2], names[1::2]), 1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({name: tensors[name] for name in part}, tmp_path / file)
+        weight_map |= dict.fromkeys(part, file)
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    loaded = DeeBertForSequenceClassification.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_a_bare_backbone_and_a_lone_duplicate(tmp_path):
+    model = make_model()
+    tensors = {
+        name.removeprefix("bert."): tensor
+        for name, tensor in deebert_tensors(model).items()
+        if name.startswith("bert.")
+    }
+    write(tmp_path / "bare", model, tensors)
+    tensors = {name: t for name, t in berxit_tensors(model).items() if not name.startswith("bert.")}
+    write(tmp_path / "core", model, tensors)
+    for folder in ("bare", "core"):
+        base = find_family("bert", "").model.from_pretrained(tmp_path / folder)
+        for name, tensor in model.bert.state_dict().items():
+            assert torch.equal(base.state_dict()[name], tensor), name
+    with pytest.raises(ValueError, match=r"lacks parts of .*classifier\.bias"):
+        DeeBertForSequenceClassification.from_pretrained(tmp_path / "bare")
+
+
+def test_fewer_layers(tmp_path):
+    """DeeBERT trained one layer to be the last; PABEE and ElasticBERT all of them."""
+    model = make_model()
+    load = DeeBertForSequenceClassification.from_pretrained
+    with pytest.raises(ValueError, match=r"not in this model: .*off_ramps\.2"):
+        load(write(tmp_path / "deebert", model, deebert_tensors(model)), num_hidden_layers=2)
+    cut = load(write(tmp_path / "elastic", model, elasticbert_tensors(model), "elasticbert"), num_hidden_layers=2)
+    expected = model(**make_batch(), output_off_ramp_logits=True).off_ramp_logits
+    logits = cut(**make_batch(), output_off_ramp_logits=True).off_ramp_logits
+    for ours, theirs in zip(logits, expected[:2], strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("what", ["head", "pooler", "roberta"])
+def test_parts_that_are_missing(what, tmp_path, capsys):
+    model = make_model("roberta" if what == "roberta" else "bert")
+    start = {"head": "classifier", "pooler": "bert.pooler", "roberta": "roberta.pooler"}[what]
+    tensors = {name: tensor for name, tensor in deebert_tensors(model).items() if not name.startswith(start)}
+    write(tmp_path / "old", model, tensors, model.config.backbone_type)
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new")]) == 1
+    assert "lacks parts" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_arguments_of_from_pretrained(tmp_path):
+    model = make_model()
+    folder = write(tmp_path / "old", model, deebert_tensors(model))
+    load = DeeBertForSequenceClassification.from_pretrained
+    config = DeeBertConfig.from_pretrained(folder)
+    loaded = load(folder, config=config)
+    assert loaded.config.off_ramps_trained
+    assert not config.off_ramps_trained  # the user's own
+    assert loaded.name_or_path == loaded.config.name_or_path == str(folder)
+    assert not load(folder, off_ramps_trained=False).config.off_ramps_trained
+    assert load(folder, config=str(folder)).config.off_ramps_trained
+    assert load(folder, dtype="auto").dtype == torch.float32
+    assert load(folder, dtype=torch.bfloat16).dtype == torch.bfloat16
+    assert type(from_backbone(write(tmp_path / "old", model, deebert_tensors(model), None))) is type(model)
 
 
 def test_a_plain_pickled_checkpoint_is_a_start_as_before(tmp_path):
@@ -363,21 +467,50 @@ def test_the_tokenizer_comes_along(tmp_path):
     assert BertTokenizer.from_pretrained(tmp_path / "new")("good bad")["input_ids"] == [2, 5, 6, 3]
 
 
-@pytest.mark.parametrize("what", ["plain", "modern", "nothing", "used", "other"])
+def test_without_a_tokenizer_none_is_made_up(tmp_path, caplog):
+    model = make_model()
+    folder = write(tmp_path / "old", model, deebert_tensors(model))
+    convert_checkpoint(folder, tmp_path / "new")
+    assert "No tokenizer" in caplog.text
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_where_it_is_written(tmp_path, monkeypatch):
+    model = make_model()
+    folder = write(tmp_path / "old", model, deebert_tensors(model))
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    for new in (".", "../link", "x/..", "../here"):
+        with pytest.raises(ValueError, match="`new`"):
+            convert_checkpoint(folder, new)
+    convert_checkpoint(folder, "there")  # relative, and in a place that is not there yet
+    convert_checkpoint(folder, tmp_path / "a" / "b" / "c")
+    (tmp_path / "empty").mkdir()
+    convert_checkpoint(folder, tmp_path / "empty")
+    for new in (tmp_path / "here" / "there", tmp_path / "a" / "b" / "c", tmp_path / "empty"):
+        assert (new / "model.safetensors").exists()
+        assert [path for path in new.parent.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("what", ["plain", "modern", "nothing", "no config", "used", "other"])
 def test_what_cannot_be_converted(what, tmp_path, capsys):
     model, old, new = make_model(), tmp_path / "old", tmp_path / "new"
     if what == "plain":
         make_stock(model).save_pretrained(old)
     elif what == "modern":
         model.save_pretrained(old)
-    elif what in ("used", "other"):
+    elif what != "nothing":
         write(old, model, deebert_tensors(model), "gpt2" if what == "other" else "bert")
+    if what == "no config":
+        (old / "config.json").unlink()
     if what == "used":
         new.mkdir()
         (new / "notes.txt").write_text("mine")
     assert main(["convert", str(old), str(new)]) == 1
     message = capsys.readouterr().err
-    expected = {"used": "`new`", "nothing": str(old), "other": "gpt2"}.get(what, "none of the layouts")
+    expected = {"used": "`new`", "nothing": str(old), "other": "gpt2", "no config": "config.json"}
+    expected = expected.get(what, "none of the layouts")
     assert expected in message
     assert {path.name for path in tmp_path.iterdir()} <= {"old", "new"}
     assert [path.name for path in new.glob("*")] == (["notes.txt"] if what == "used" else [])

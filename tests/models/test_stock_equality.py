@@ -85,6 +85,11 @@ def test_variants(variant):
         assert torch.equal(states, stock_states)
 
 
+def test_groups_of_albert_that_do_not_divide_its_layers():
+    model = make_model("albert", num_layers=18, num_hidden_groups=14)
+    torch.testing.assert_close(model(**make_batch()).logits, make_stock(model)(**make_batch()).logits)
+
+
 def enable_checkpointing(model, **kwargs):
     """Under the name that this version of transformers has for it."""
     name = "activation_checkpointing_enable"
@@ -123,6 +128,27 @@ def test_gradients(family_and_attention, checkpointing):
         if parameter.grad is not None:
             assert same(gradients.pop(name), parameter.grad, encoder.exact), name
     assert all(gradient is None for name, gradient in gradients.items() if "off_ramps" in name)
+
+
+@pytest.mark.gradients
+@pytest.mark.parametrize("family", ["albert", "mpnet"])
+def test_reentrant_checkpointing(family):
+    """Of the families that the loop checkpoints; DeBERTa's stock model cannot do it."""
+    gradients = []
+    for checkpointing in (None, {"use_reentrant": True}):
+        model = make_model(family, **dict.fromkeys(ENCODERS[family].dropouts, 0.0)).train()
+        if checkpointing:
+            enable_checkpointing(model, **{checkpointing_argument(model): checkpointing})
+        model(**make_batch(family), labels=torch.arange(12) % 3).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def checkpointing_argument(model):
+    new = hasattr(model, "activation_checkpointing_enable")
+    return "activation_checkpointing_kwargs" if new else "gradient_checkpointing_kwargs"
 
 
 @pytest.mark.gradients

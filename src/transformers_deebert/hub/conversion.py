@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from ..families import FAMILIES, Family, find_family
+from ..families import find_family_of
 from ..models.original_layouts_deebert import find_original_tensors
 
 
@@ -41,9 +41,13 @@ def convert_checkpoint(
         ValueError: for a checkpoint in none of these layouts, a folder that holds files, labels out of range.
     """
     new = Path(new)
-    if new.exists() and (not new.is_dir() or any(new.iterdir())):
-        raise ValueError(f"`new` ({str(new)!r}) exists and is not an empty folder: choose another place.")
-    family = family_of(old, **kwargs)
+    check_destination(new)
+    family = find_family_of(old, **kwargs)
+    if find_original_tensors(old, **kwargs) is None:
+        raise ValueError(
+            f"`old` ({str(old)!r}) is in none of the layouts that can be converted (DeeBERT, BERxiT, PABEE, "
+            "ElasticBERT): `from_backbone` loads plain checkpoints, and those of this library need no conversion."
+        )
     model = family.classifier.from_pretrained(old, **kwargs)
     if swap_labels is not None:
         exchange_labels(model, *swap_labels)
@@ -56,22 +60,16 @@ def convert_checkpoint(
     return model
 
 
-def family_of(old: str | os.PathLike, **kwargs: Any) -> Family:
-    """The family of a checkpoint in the layout of another implementation."""
-    tensors = find_original_tensors(old, "", **kwargs)
-    if tensors is None:
+def check_destination(new: Path) -> None:
+    """Raises `ValueError` for a place where no new folder can appear."""
+    if new.is_symlink():
+        raise ValueError(f"`new` ({str(new)!r}) is a link: name the folder itself.")
+    if new.exists() and (not new.is_dir() or any(new.iterdir()) or new.samefile(Path.cwd())):
         raise ValueError(
-            f"`old` ({str(old)!r}) is in none of the layouts that can be converted (DeeBERT, BERxiT, PABEE, "
-            "ElasticBERT): `from_backbone` loads plain checkpoints, and those of this library need no conversion."
+            f"`new` ({str(new)!r}) exists and is not an empty folder, or is the current one: choose another place."
         )
-    model_type = PreTrainedConfig.get_config_dict(old, **kwargs)[0].get("model_type")
-    if model_type is not None:
-        return find_family(model_type, str(old))
-    # The original code's first versions wrote configurations without a type.
-    for family in FAMILIES:
-        if any(name.startswith(f"{family.classifier.base_model_prefix}.") for name in tensors):
-            return family
-    return find_family(None, str(old))
+    if ".." in new.parts:
+        raise ValueError(f"`new` ({str(new)!r}) goes through '..': name the place directly.")
 
 
 @torch.no_grad()
@@ -89,10 +87,14 @@ def exchange_labels(model: Any, first: int, second: int) -> None:
 def load_tokenizer(old: str | os.PathLike, config: PreTrainedConfig, **kwargs: Any) -> Any:
     """The checkpoint's tokenizer, `None` where it has none."""
     try:
-        return AutoTokenizer.from_pretrained(old, config=config, **kwargs)
-    except (OSError, ValueError, TypeError) as error:
-        logger.warning("No tokenizer was found beside the checkpoint (%s): add one to the converted folder.", error)
+        tokenizer = AutoTokenizer.from_pretrained(old, config=config, **kwargs)
+    except (OSError, ValueError, TypeError):
+        tokenizer = None
+    # Without a vocabulary transformers makes a tokenizer that knows its special tokens only.
+    if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        logger.warning("No tokenizer was found beside the checkpoint: add one to the converted folder.")
         return None
+    return tokenizer
 
 
 def save_whole(folder: Path, *parts: Any) -> None:

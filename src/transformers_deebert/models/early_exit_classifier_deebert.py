@@ -20,6 +20,7 @@ class EarlyExitClassifier(EarlyExitLoading):
 
     backbone_class: type
     backbone_kwargs: dict = {}
+    has_head = True
 
     def __init__(self, config):
         super().__init__(config)

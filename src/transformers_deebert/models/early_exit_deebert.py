@@ -144,20 +144,25 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     def advance(self, state: LayerState) -> None:
         """Applies one layer, in place."""
-        if state.context is None:
-            state.context = self.layer_context(state)
         if self.checkpoints_in_loop and self.gradient_checkpointing and self.training:
             state.hidden = self.apply_checkpointed(state.layer, state)
         else:
+            if state.context is None:
+                state.context = self.layer_context(state)
             state.hidden = self.apply_layer(state.layer, state)
         state.layer += 1
 
     def apply_checkpointed(self, index: int, state: LayerState) -> torch.Tensor:
         """[`apply_layer`] that computes the layer again in the backward pass instead of keeping its activations."""
-        # The layer will be applied again when the state has moved on: it gets a state of its own.
-        return self._gradient_checkpointing_func(
-            lambda hidden: self.apply_layer(index, replace(state, hidden=hidden)), state.hidden
-        )
+
+        # The layer will be applied again when the state has moved on: it gets a state of its own, and derives what it
+        # needs from it alone, because gradients can pass through nothing that several checkpointed layers share.
+        def apply(hidden):
+            own = replace(state, hidden=hidden, context=None)
+            own.context = self.layer_context(own)
+            return self.apply_layer(index, own)
+
+        return self._gradient_checkpointing_func(apply, state.hidden)
 
     def off_ramp_input(self, off_ramp: OffRamp, state: LayerState) -> torch.Tensor:
         """`(rows, hidden)`: what an off-ramp reads of a state."""
@@ -293,7 +298,7 @@ class EarlyExitBackbone(EarlyExitLoading):
         output["answers"].keep_none()
         for name in ("off_ramp_logits", "hidden_states", "attentions"):
             if output.get(name):
-                output[name] = tuple(tensor[:0] for tensor in output[name])
+                output[name] = tuple(None if tensor is None else tensor[:0] for tensor in output[name])
         return output
 
     def compute_off_ramp_inputs(self, **inputs) -> torch.Tensor:

@@ -1,12 +1,16 @@
 """Loading: plain checkpoints as a start, early-exit checkpoints whole or not at all, those of other codes as well."""
 
+from copy import deepcopy
+
 from transformers import PreTrainedConfig
 
-from .original_layouts_deebert import find_original_tensors, modern_tensors
+from .original_layouts_deebert import find_original_tensors, is_original, modern_tensors
 
 
 class EarlyExitLoading:
     """Loading behaviour shared by base models and classifiers. Bases: before the stock class."""
+
+    has_head = False
 
     @classmethod
     def is_custom_code(cls):
@@ -29,16 +33,12 @@ class EarlyExitLoading:
                 without `ignore_mismatched_sizes=True`, naming them.
         """
         name = pretrained_model_name_or_path
-        config = kwargs.get("config")
-        if isinstance(config, PreTrainedConfig) and config.model_type == cls.config_class.backbone_type:
-            kwargs["config"] = cls.config_class.from_dict(
-                config.to_dict() | {"model_type": cls.config_class.model_type}
-            )
+        saved = read_config(name, kwargs)
+        if isinstance(kwargs.get("config"), PreTrainedConfig):
+            kwargs["config"] = cls.own_config(kwargs["config"], saved)
         want_info = kwargs.pop("output_loading_info", False)
         allow_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
-        original = None
-        if cls.config_class.other_layouts and name is not None and kwargs.get("state_dict") is None:
-            original = find_original_tensors(name, cls.config_class.model_type, **kwargs)
+        original = cls.find_original(name, saved, kwargs)
         if original is not None:
             kwargs = cls.original_arguments(name, original, kwargs)
         model, info = super().from_pretrained(
@@ -50,20 +50,68 @@ class EarlyExitLoading:
         )
         if info["mismatched_keys"] and not allow_mismatch:
             raise_mismatch(info["mismatched_keys"], name)
+        if original is not None:
+            model.name_or_path = model.config.name_or_path = str(name)
+            check_whole(model, info, name)
         check_off_ramp_keys(model, info, name, poolers_only=original is not None)
         return (model, info) if want_info else model
 
     @classmethod
+    def own_config(cls, config, saved: dict):
+        """A configuration object of the user, in this class and for the off-ramps that the checkpoint has."""
+        if config.model_type == cls.config_class.backbone_type:
+            return cls.config_class.from_dict(config.to_dict() | {"model_type": cls.config_class.model_type})
+        if config.off_ramps_trained and reads_otherwise(vars(config), saved):
+            config = deepcopy(config)
+            config.off_ramps_trained = False
+        return config
+
+    @classmethod
+    def find_original(cls, name, saved: dict, kwargs: dict) -> dict | None:
+        """The tensors of another implementation's checkpoint, `None` where it is none."""
+        if not cls.config_class.other_layouts:
+            return None
+        if kwargs.get("state_dict") is not None:
+            return kwargs["state_dict"] if is_original(kwargs["state_dict"]) else None
+        if name is None or saved.get("model_type") == cls.config_class.model_type:
+            return None
+        return find_original_tensors(name, **kwargs)
+
+    @classmethod
     def original_arguments(cls, name, tensors, kwargs: dict) -> dict:
         """Arguments that load the tensors of another implementation's checkpoint in place of its file."""
+        kwargs = dict(kwargs)
+        # Of these the configuration has its own idea.
+        kept = {key: kwargs.pop(key) for key in ("dtype", "torch_dtype") if key in kwargs}
+        trained = kwargs.get("off_ramps_trained")
         config = kwargs.pop("config", None)
-        if config is None:
-            config, kwargs = cls.config_class.from_pretrained(name, return_unused_kwargs=True, **kwargs)
-        tensors = modern_tensors(tensors, cls.base_model_prefix, config.num_hidden_layers)
-        config.off_ramps_trained = config.off_ramp_pooling == "cls" and any(
-            "off_ramps." in key and ".classifier." in key for key in tensors
-        )
-        return kwargs | {"config": config, "state_dict": tensors}
+        if isinstance(config, PreTrainedConfig):
+            config = deepcopy(config)
+        else:
+            source = name if config is None else config
+            config, kwargs = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **kwargs)
+        tensors = modern_tensors(tensors, cls.base_model_prefix, config.num_hidden_layers, cls.has_head)
+        if trained is None:
+            config.off_ramps_trained = config.off_ramp_pooling == "cls" and any(
+                "off_ramps." in key and ".classifier." in key for key in tensors
+            )
+        return kwargs | kept | {"config": config, "state_dict": tensors}
+
+
+def read_config(name, kwargs: dict) -> dict:
+    """What a checkpoint's own configuration file says, empty without one; loading goes on and says what is missing."""
+    if name is None:
+        return {}
+    try:
+        return PreTrainedConfig.get_config_dict(name, **kwargs)[0]
+    except OSError:
+        return {}
+
+
+def reads_otherwise(wanted: dict, saved: dict) -> bool:
+    """Whether off-ramps are to read something else than what the checkpoint's were trained on."""
+    names = ("off_ramp_pooling", "off_ramp_head")
+    return any(name in saved and wanted[name] != saved[name] for name in names)
 
 
 def raise_mismatch(mismatched, name) -> None:
@@ -76,6 +124,17 @@ def raise_mismatch(mismatched, name) -> None:
         "with the same `num_labels`), or pass `ignore_mismatched_sizes=True` to start these anew and train both "
         "stages again."
     )
+
+
+def check_whole(model, info, name) -> None:
+    """Refuses a trained checkpoint of another implementation that lacks parts of the model itself."""
+    missing = sorted(key for key in info["missing_keys"] if "off_ramps." not in key)
+    if missing and model.config.off_ramps_trained:
+        raise ValueError(
+            f"The checkpoint {name!r} is in the layout of another early-exit implementation, but lacks parts of "
+            f"{type(model).__name__} ({', '.join(missing[:8])}{', …' if len(missing) > 8 else ''}): it is incomplete, "
+            "or of another family."
+        )
 
 
 def check_off_ramp_keys(model, info, name, poolers_only: bool) -> None:

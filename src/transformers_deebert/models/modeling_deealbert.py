@@ -44,7 +44,8 @@ class DeeAlbertModel(EarlyExitBackbone, AlbertModel):
         return self.encoder.embedding_hidden_mapping_in(self.embeddings(**inputs))
 
     def apply_layer(self, index, state):
-        group = index * self.config.num_hidden_groups // self.config.num_hidden_layers
+        # As the stock model computes it, rounding included.
+        group = int(index / (self.config.num_hidden_layers / self.config.num_hidden_groups))
         return self.encoder.albert_layer_groups[group](state.hidden, **state.context)
 
 
