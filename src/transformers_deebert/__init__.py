@@ -1,6 +1,6 @@
 """
 DeeBERT early exit for transformers. Importing it registers configurations, models and tokenizers with the Auto
-classes.
+classes, and the pipeline.
 
 Inference needs torch and transformers only. Names of training and analysis load on access and need an extra.
 """
@@ -9,16 +9,7 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from transformers import (
-    CONFIG_MAPPING,
-    TOKENIZER_MAPPING,
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
-
-from .families import FAMILIES, from_backbone
+from .families import from_backbone
 from .hub.conversion import convert_checkpoint
 from .models.exit_criteria_deebert import EntropyCriterion, ExitCandidate, ExitCriterion, entropy
 from .models.modeling_deealbert import DeeAlbertConfig, DeeAlbertForSequenceClassification, DeeAlbertModel
@@ -52,6 +43,8 @@ from .models.modeling_deexlm_roberta import (
     DeeXLMRobertaModel,
 )
 from .models.outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOutput
+from .models.pipeline_deebert import EarlyExitTextClassificationPipeline
+from .registration import register
 
 
 if TYPE_CHECKING:
@@ -121,6 +114,7 @@ __all__ = [
     "DeeXLMRobertaModel",
     "EarlyExitModelOutput",
     "EarlyExitSequenceClassifierOutput",
+    "EarlyExitTextClassificationPipeline",
     "EntropyCriterion",
     "ExitCandidate",
     "ExitCriterion",
@@ -141,14 +135,7 @@ __all__ = [
     "time_thresholds",
 ]
 
-for _config, _model, _classifier in FAMILIES:
-    AutoConfig.register(_config.model_type, _config, exist_ok=True)
-    AutoModel.register(_config, _model, exist_ok=True)
-    AutoModelForSequenceClassification.register(_config, _classifier, exist_ok=True)
-    # Old checkpoints do not say which tokenizer they need; the family's own knows about segments.
-    AutoTokenizer.register(
-        _config, tokenizer_class=TOKENIZER_MAPPING[CONFIG_MAPPING[_config.backbone_type]], exist_ok=True
-    )
+register()
 
 
 def __getattr__(name: str):

@@ -34,7 +34,7 @@ from .models.modeling_deexlm_roberta import (
     DeeXLMRobertaForSequenceClassification,
     DeeXLMRobertaModel,
 )
-from .models.original_layouts_deebert import find_original_tensors
+from .models.original_layouts_deebert import PLACE, find_original_tensors
 
 
 class Family(NamedTuple):
@@ -73,7 +73,8 @@ def find_family(model_type: str | None, name: str) -> Family:
 
 def find_family_of(name, **kwargs) -> Family:
     """The family of a checkpoint on the Hub or in a folder; raises `ValueError` for other families."""
-    config, _ = PreTrainedConfig.get_config_dict(name, **kwargs)
+    place = {key: kwargs[key] for key in PLACE if key in kwargs}
+    config, _ = PreTrainedConfig.get_config_dict(name, **place)
     if not config:
         raise ValueError(f"The checkpoint {str(name)!r} has no configuration: add its config.json.")
     model_type = config.get("model_type")

@@ -472,7 +472,8 @@ def test_without_a_tokenizer_none_is_made_up(tmp_path, caplog):
     folder = write(tmp_path / "old", model, deebert_tensors(model))
     convert_checkpoint(folder, tmp_path / "new")
     assert "No tokenizer" in caplog.text
-    assert {path.name for path in (tmp_path / "new").iterdir()} == {"config.json", "model.safetensors"}
+    files = {path.name for path in (tmp_path / "new").iterdir() if path.suffix != ".py"}
+    assert files == {"config.json", "model.safetensors"}
 
 
 def test_where_it_is_written(tmp_path, monkeypatch):

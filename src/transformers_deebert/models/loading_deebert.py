@@ -1,14 +1,18 @@
-"""Loading: plain checkpoints as a start, early-exit checkpoints whole or not at all, those of other codes as well."""
+"""
+Checkpoints. Loading: plain ones as a start, early-exit ones whole or not at all, those of other codes as well. Saving:
+with the code that others need to load them.
+"""
 
 from copy import deepcopy
 
 from transformers import PreTrainedConfig
 
-from .original_layouts_deebert import find_original_tensors, is_original, modern_tensors
+from .original_layouts_deebert import PLACE, find_original_tensors, is_original, modern_tensors
+from .pipeline_deebert import EarlyExitTextClassificationPipeline
 
 
 class EarlyExitLoading:
-    """Loading behaviour shared by base models and classifiers. Bases: before the stock class."""
+    """What base models and classifiers share in loading and saving. Bases: before the stock class."""
 
     has_head = False
 
@@ -97,13 +101,36 @@ class EarlyExitLoading:
             )
         return kwargs | kept | {"config": config, "state_dict": tensors}
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """
+        As `PreTrainedModel.save_pretrained`. The folder also gets the code of the model, so that it loads and exits
+        early, in a pipeline too, where this library is not installed (`trust_remote_code=True`).
+        """
+        # transformers notes only the saved class itself and copies what its file imports, which is all of this.
+        module, family = type(self).__module__.rsplit(".", 1)[-1], type(self.config).__name__.removesuffix("Config")
+        self.config.auto_map = {
+            "AutoConfig": f"{module}.{family}Config",
+            "AutoModel": f"{module}.{family}Model",
+            "AutoModelForSequenceClassification": f"{module}.{family}ForSequenceClassification",
+        }
+        pipeline = EarlyExitTextClassificationPipeline
+        self.config.custom_pipelines = {
+            "text-classification": {
+                "impl": f"{pipeline.__module__.rsplit('.', 1)[-1]}.{pipeline.__name__}",
+                "pt": ["AutoModelForSequenceClassification"],
+                "type": "text",
+            }
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
 
 def read_config(name, kwargs: dict) -> dict:
     """What a checkpoint's own configuration file says, empty without one; loading goes on and says what is missing."""
     if name is None:
         return {}
+    place = {key: kwargs[key] for key in (*PLACE, "_commit_hash") if key in kwargs}
     try:
-        return PreTrainedConfig.get_config_dict(name, **kwargs)[0]
+        return PreTrainedConfig.get_config_dict(name, **place)[0]
     except OSError:
         return {}
 

@@ -1,0 +1,74 @@
+"""Text classification in a pipeline whose rows exit on their own."""
+
+from transformers import TextClassificationPipeline
+
+from .configuration_early_exit_deebert import check_exit_layer, check_thresholds
+from .outputs_deebert import EarlyExitSequenceClassifierOutput
+
+
+class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
+    """
+    [`~transformers.TextClassificationPipeline`] for models with off-ramps and, exactly as before, for all others.
+
+    Takes two more arguments, when it is made or with each call; those of a call come first, and without any the
+    model's configuration decides:
+
+    - **early_exit_entropy** (`float` or `list[float]`, *optional*): threshold S in nats.
+    - **exit_layer** (`int`, *optional*): the layer that answers every text, 1 … L.
+
+    Each result of a model with off-ramps has one more key, **exit_layer** (`int`): the 1-based layer that the text
+    left at, L at full depth.
+
+    Raises:
+        ValueError: for these arguments with a model that has no off-ramps, out of range, or both given.
+
+    ```python
+    >>> import transformers_deebert
+    >>> from transformers import pipeline
+
+    >>> pipe = pipeline("text-classification", model="org/deebert-sst2", early_exit_entropy=0.4)  # doctest: +SKIP
+    >>> pipe("A warm, funny and charming film.")  # doctest: +SKIP
+    [{'label': 'positive', 'score': 0.98, 'exit_layer': 4}]
+
+    ```
+    """
+
+    @property
+    def exits_early(self) -> bool:
+        """Whether the model has off-ramps."""
+        return hasattr(self.model.base_model, "off_ramps")
+
+    def _sanitize_parameters(self, early_exit_entropy=None, exit_layer=None, **kwargs):
+        preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
+        settings = {"early_exit_entropy": early_exit_entropy, "exit_layer": exit_layer}
+        given = [name for name, value in settings.items() if value is not None]
+        if given and not self.exits_early:
+            raise ValueError(
+                f"`{given[0]}` ({settings[given[0]]!r}) was given, but {type(self.model).__name__} has no off-ramps: "
+                "leave it out, or load the model with `transformers_deebert.from_backbone` and train it."
+            )
+        if len(given) == 2:
+            raise ValueError(
+                f"`early_exit_entropy` ({early_exit_entropy!r}) and `exit_layer` ({exit_layer!r}) exclude each other: "
+                "set one of them."
+            )
+        if early_exit_entropy is not None:
+            check_thresholds(early_exit_entropy, self.model.config.num_hidden_layers - 1)
+        if exit_layer is not None:
+            check_exit_layer(exit_layer, self.model.config.num_hidden_layers)
+        # Both or none: one of a call replaces the other that the pipeline was made with.
+        return preprocess, forward | settings if given else forward, postprocess
+
+    def _forward(self, model_inputs, **settings):
+        if not self.exits_early:
+            return super()._forward(model_inputs, **settings)
+        output = self.model(**model_inputs, output_off_ramp_logits=False, **settings)
+        # What is not told in the results would only be taken apart row by row.
+        return EarlyExitSequenceClassifierOutput(logits=output.logits, exit_layers=output.exit_layers)
+
+    def postprocess(self, model_outputs, *args, **kwargs):
+        results = super().postprocess(model_outputs, *args, **kwargs)
+        if not self.exits_early:
+            return results
+        exit_layer = {"exit_layer": model_outputs["exit_layers"].item()}
+        return results | exit_layer if isinstance(results, dict) else [result | exit_layer for result in results]
