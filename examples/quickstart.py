@@ -25,9 +25,13 @@ from transformers import (
     set_seed,
 )
 
-from transformers_deebert import DeeBertForSequenceClassification, DeeBertTrainingArguments, TwoStageTrainer
+from transformers_deebert import (
+    DeeBertForSequenceClassification,
+    DeeBertTrainingArguments,
+    TwoStageTrainer,
+    write_model_card,
+)
 from transformers_deebert.analysis import plot_trade_off, sweep_thresholds, time_thresholds, write_json
-from transformers_deebert.hub.model_card import create_model_card
 
 
 SENTENCES = (
@@ -180,10 +184,10 @@ def main(argv: list[str] | None = None) -> dict:
     numbers = collect_numbers(trainer, trained, splits, logits, test.label_ids, points, figures, threshold, MAX_DROP)
     numbers |= {"seed": arguments.seed, "max_length": MAX_LENGTH, "example": SENTENCES[0], "seconds": phases.seconds}
     output = Path(arguments.output_dir)
-    for path in filter(None, (output / "numbers.json", arguments.numbers)):
-        write_json(path, numbers)
-    create_model_card(numbers, picture="trade_off.png").save(output / "README.md")
-    plot_trade_off(
+    write_model_card(output, numbers)
+    if arguments.numbers:
+        write_json(arguments.numbers, numbers)
+    plot_trade_off(  # with more points than the card's table has
         curve,
         output / "trade_off.png",
         "accuracy",

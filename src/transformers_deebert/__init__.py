@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from .families import from_backbone
 from .hub.conversion import convert_checkpoint
+from .hub.endpoint import write_endpoint_handler
 from .models.exit_criteria_deebert import EntropyCriterion, ExitCandidate, ExitCriterion, entropy
 from .models.modeling_deealbert import DeeAlbertConfig, DeeAlbertForSequenceClassification, DeeAlbertModel
 from .models.modeling_deebert import DeeBertConfig, DeeBertForSequenceClassification, DeeBertModel
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
         sweep_thresholds,
     )
     from .analysis.timing import describe_machine, time_thresholds
+    from .hub.model_card import create_model_card, write_model_card
     from .training.backbone_trainer import BackboneTrainer
     from .training.off_ramp_trainer import OffRampTrainer
     from .training.training_arguments import DeeBertTrainingArguments
@@ -72,6 +74,7 @@ _LAZY = {
         ("analysis.sweep", "analysis"),
     ),
     **dict.fromkeys(("describe_machine", "time_thresholds"), ("analysis.timing", "analysis")),
+    **dict.fromkeys(("create_model_card", "write_model_card"), ("hub.model_card", "analysis")),
     "plot_trade_off": ("analysis.plots", "analysis"),
     "BackboneTrainer": ("training.backbone_trainer", "train"),
     "DeeBertTrainingArguments": ("training.training_arguments", "train"),
@@ -124,6 +127,7 @@ __all__ = [
     "TwoStageTrainer",
     "__version__",
     "convert_checkpoint",
+    "create_model_card",
     "describe_machine",
     "entropy",
     "exit_layers",
@@ -133,6 +137,8 @@ __all__ = [
     "plot_trade_off",
     "sweep_thresholds",
     "time_thresholds",
+    "write_endpoint_handler",
+    "write_model_card",
 ]
 
 register()

@@ -1,6 +1,8 @@
 """The model card: what it says, what it leaves out, and that the stored one is what the stored numbers give."""
 
+import ast
 import json
+import os
 import re
 import socket
 import subprocess
@@ -69,8 +71,10 @@ class TestContent:
         for expected in (
             "**42% of the layers saved, 1.62 times as fast at batch size 1: accuracy 88.5%, 89.1% at full depth.**",
             "![Accuracy against layer saving, over all thresholds](curve.png)",
-            'AutoTokenizer.from_pretrained("org/tiny")',
-            'tokenizer(["Fine."]',
+            'pipeline("text-classification", model="org/tiny")',
+            'classify("Fine.")',
+            'model="org/tiny", trust_remote_code=True)',
+            'classify("Fine.", early_exit_entropy=0.25)',
             "exits at S = 0.25",
             "from 0 to 0.693 for 2 labels",
             "- base model: a small encoder",
@@ -157,9 +161,24 @@ def test_the_usage_example_runs(numbers, tmp_path):
         early_exit_entropy=1.0,
     )
     DeeBertForSequenceClassification(config).save_pretrained(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", str(create_model_card(numbers)), flags=re.DOTALL)
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert run.stdout in ("no 1\n", "yes 1\n"), run.stderr
+    codes = re.findall(r"```python\n(.*?)```", str(create_model_card(numbers)), flags=re.DOTALL)
+    # With the library, exiting by the configuration and at full depth; without it, at the recommended threshold.
+    for code, without, layers in (
+        (codes[0], "", [1, 3]),
+        (codes[1], "import sys; sys.modules['transformers_deebert'] = None\n", [3]),
+    ):
+        environment = {**os.environ, "HF_HOME": str(tmp_path / "cache")}
+        run = subprocess.run(
+            [sys.executable, "-c", without + code],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        answers = [ast.literal_eval(line) for line in run.stdout.splitlines()]
+        assert [answer[0]["exit_layer"] for answer in answers] == layers, run.stderr
+        assert {answer[0]["label"] for answer in answers} <= {"yes", "no"}
 
 
 class TestStoredCard:

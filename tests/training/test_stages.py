@@ -34,6 +34,7 @@ def test_changed_defaults(tmp_path):
         "learning_rate",
         "ddp_find_unused_parameters",
         "distributed_state",
+        "hub_strategy",
     }
     assert ours.learning_rate == 2e-5
     assert ours.ddp_find_unused_parameters is False

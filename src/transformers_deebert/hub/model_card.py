@@ -7,15 +7,18 @@ The model card, written from measured numbers.
 import argparse
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..analysis.tables import format_table
+from ..analysis.plots import plot_trade_off
+from ..analysis.sweep import OperatingPoint
+from ..analysis.tables import format_table, write_json
 
 
+NUMBERS_FILE, PICTURE_FILE, CARD_FILE = "numbers.json", "trade_off.png", "README.md"
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 HYPER_PARAMETERS = {
@@ -45,8 +48,10 @@ TRADE_OFF_COLUMNS = {
 LIMITS = (
     "A low entropy says that a classifier is sure, not that it is right: an off-ramp can be sure and wrong.",
     "Saving and score hold for texts like those they were measured on; harder texts run more layers.",
+)
+TIMING_LIMIT = (
     "The measured speed-up belongs to the machine and the batch size named here; the layer saving does not depend on "
-    "them.",
+    "them."
 )
 
 
@@ -56,6 +61,7 @@ def create_model_card(
     model_id: str | None = None,
     picture: str | None = None,
     license: str | None = None,
+    tags: str | Sequence[str] | None = None,
 ) -> ModelCard:
     """
     Make a model card. What `numbers` does not hold is left out of the card; nothing is guessed or looked up.
@@ -67,7 +73,7 @@ def create_model_card(
             - `model_name`, `model_class`, `language`, `layers`, `off_ramp_pooling`, `off_ramp_head`, `max_length`,
               `labels` (list of names), `default_threshold` (the checkpoint's S), `example` (a sentence), `seed`
             - `base_model`: `name`, and `hub_id` where it has one
-            - `data`: `name`, `description`, `rows` (list of `name`, `rows`, `use`)
+            - `data`: `name`, `hub_id` where it has one, `description`, `rows` (list of `name`, `rows`, `use`)
             - `training`: `backbone` and `off_ramps`, each a mapping of `HYPER_PARAMETERS`
             - `metric` (its name), `rows_scored`, `full_depth` (score), `layer_scores` (the model's own head last)
             - `trade_off`: list of mappings of `TRADE_OFF_COLUMNS`
@@ -82,6 +88,8 @@ def create_model_card(
             Path of the trade-off picture, relative to the card.
         license (`str`, *optional*):
             Identifier of the model's license.
+        tags (`str` or sequence of `str`, *optional*):
+            Tags besides `deebert` and `early-exit`.
 
     Returns:
         [`~huggingface_hub.ModelCard`]: the card; `card.save(path)` writes it.
@@ -93,7 +101,7 @@ def create_model_card(
     metric_name = metric.replace("_", " ").capitalize() if metric else "Score"
     title = numbers.get("model_name") or (model_id or "").split("/")[-1] or "DeeBERT classifier"
     return ModelCard.from_template(
-        card_data=_metadata(numbers, title, license),
+        card_data=_metadata(numbers, title, license, [tags] if isinstance(tags, str) else list(tags or [])),
         template_path=str(TEMPLATE),
         title=title,
         model_class=numbers.get("model_class"),
@@ -103,7 +111,8 @@ def create_model_card(
         model_id=model_id,
         picture=picture,
         example=numbers.get("example"),
-        default_threshold=numbers.get("default_threshold"),
+        suggested=f"{chosen['threshold']:.4g}" if isinstance(chosen.get("threshold"), float) else None,
+        default_threshold=_threshold(numbers.get("default_threshold")),
         headline=_headline(numbers, metric_name),
         facts=_facts(numbers),
         data=data,
@@ -117,12 +126,94 @@ def create_model_card(
         timed_on=_timed_on(numbers.get("timing")),
         how_chosen=chosen.get("how"),
         machine=list((numbers.get("machine") or {}).items()),
-        limits=[*(numbers.get("limits") or []), *LIMITS],
+        limits=[*(numbers.get("limits") or []), *LIMITS, *([TIMING_LIMIT] if numbers.get("timing") else [])],
         sources=_sources(numbers.get("packages") or {}),
     )
 
 
-def _metadata(numbers: Mapping[str, Any], model_name: str, license: str | None) -> ModelCardData:
+def write_model_card(
+    folder: str | Path,
+    numbers: Mapping[str, Any] | None = None,
+    *,
+    model_id: str | None = None,
+    license: str | None = None,
+    tags: str | Sequence[str] | None = None,
+) -> ModelCard:
+    """
+    Write the card of the checkpoint in a folder: `README.md`, `trade_off.png` where the trade-off is known and
+    matplotlib is installed, and `numbers.json`, from which the card can be written again. Nothing is looked up.
+
+    Args:
+        folder (`str` or `Path`):
+            Holds the checkpoint's `config.json`; what that says of the model goes into the card.
+        numbers (`Mapping[str, Any]`, *optional*):
+            What is known besides, as for [`create_model_card`]; by default what `numbers.json` holds.
+        model_id, license, tags:
+            As for [`create_model_card`].
+
+    Returns:
+        [`~huggingface_hub.ModelCard`]: the card that was written.
+
+    Raises:
+        ValueError: for a folder without a configuration.
+    """
+    folder = Path(folder)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"`folder` ({str(folder)!r}) has no config.json: save a model there first.")
+    stored = folder / NUMBERS_FILE
+    if numbers is None:
+        numbers = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+    else:
+        write_json(stored, numbers)
+    numbers = {**_of_config(json.loads(config.read_text(encoding="utf-8"))), **numbers}
+    picture = _draw(numbers, folder / PICTURE_FILE)
+    card = create_model_card(numbers, model_id=model_id, picture=picture, license=license, tags=tags)
+    card.save(folder / CARD_FILE)
+    return card
+
+
+def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's own configuration says."""
+    labels = [config.get("id2label", {}).get(str(label)) for label in range(len(config.get("id2label", {})))]
+    named = labels and not all(str(label).startswith("LABEL_") for label in labels)
+    known = {
+        "model_class": next(iter(config.get("architectures") or []), None),
+        "layers": config.get("num_hidden_layers", config.get("n_layers")),
+        "off_ramp_pooling": config.get("off_ramp_pooling"),
+        "off_ramp_head": config.get("off_ramp_head"),
+        "labels": labels if named else None,
+        "default_threshold": config.get("early_exit_entropy"),
+    }
+    return {key: value for key, value in known.items() if value is not None}
+
+
+def _draw(numbers: Mapping[str, Any], path: Path) -> str | None:
+    """Draws the trade-off and returns the picture's name; `None` where there is nothing to draw, or to draw with."""
+    rows = numbers.get("trade_off") or []
+    if len(rows) < 2 or numbers.get("full_depth") is None:
+        return None
+    metric = numbers.get("metric") or "score"
+    points = [
+        OperatingPoint(
+            threshold=row["threshold"],
+            scores={metric: row["score"]},
+            layer_cost_ratio=1 - row["layer_saving"],
+            layer_saving=row["layer_saving"],
+            exit_counts=(),
+        )
+        for row in rows
+    ]
+    chosen = [point for point in points if point.threshold == (numbers.get("chosen") or {}).get("threshold")]
+    title = f"{numbers['rows_scored']:,} rows" if "rows_scored" in numbers else None
+    try:
+        plot_trade_off(points, path, metric, numbers["full_depth"], chosen=chosen, title=title)
+    except ImportError:
+        return None
+    return path.name
+
+
+def _metadata(numbers: Mapping[str, Any], model_name: str, license: str | None, tags: list[str]) -> ModelCardData:
     metric, data, chosen = numbers.get("metric"), numbers.get("data") or {}, numbers.get("chosen") or {}
     results = []
     if metric and "name" in data:
@@ -148,10 +239,17 @@ def _metadata(numbers: Mapping[str, Any], model_name: str, license: str | None) 
         license=license,
         library_name="transformers",
         pipeline_tag="text-classification",
-        tags=["deebert", "early-exit"],
+        tags=list(dict.fromkeys(["deebert", "early-exit", *tags])),
+        datasets=data.get("hub_id"),
         base_model=(numbers.get("base_model") or {}).get("hub_id"),
         metrics=[metric] if metric else None,
     )
+
+
+def _threshold(value: float | Sequence[float] | None) -> str | None:
+    if value is None or isinstance(value, (int, float)):
+        return None if value is None else f"S = {value:.4g}"
+    return f"S = {', '.join(format(one, '.4g') for one in value)} (one for each off-ramp)"
 
 
 def _headline(numbers: Mapping[str, Any], metric_name: str) -> str | None:
@@ -162,6 +260,8 @@ def _headline(numbers: Mapping[str, Any], metric_name: str) -> str | None:
     faster = f", {chosen['speed_up']:.2f} times as fast" if "speed_up" in chosen else ""
     if faster and batch_size is not None:
         faster += f" at batch size {batch_size}"
+    # Where the threshold was read on rows of their own, full depth on these.
+    full_depth = chosen["score"] - chosen.get("score_change", chosen["score"] - full_depth)
     return (
         f"{chosen['layer_saving']:.0%} of the layers saved{faster}: {metric_name.lower()} {chosen['score']:.1%}, "
         f"{full_depth:.1%} at full depth."

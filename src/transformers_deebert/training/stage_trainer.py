@@ -4,8 +4,11 @@ import os
 from pathlib import Path
 
 from transformers import Trainer, TrainerState
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import is_peft_available, logging
 
+from ..hub.model_card import write_model_card
+from .card_numbers import card_arguments, run_numbers
 from .training_arguments import DeeBertTrainingArguments
 
 
@@ -13,6 +16,8 @@ if is_peft_available():
     from peft import PeftModel
 
 logger = logging.get_logger(__name__)
+
+TRAINING_ARGUMENTS_FILE = "training_arguments.json"
 
 
 def is_peft(model) -> bool:
@@ -93,6 +98,28 @@ class StageTrainer(Trainer):
         model = self.early_exit_model
         off_ramps = sum(parameter.numel() for parameter in model.base_model.off_ramps.parameters())
         return off_ramps / sum(parameter.numel() for parameter in model.parameters())
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        # As text: a checkpoint that is shared holds nothing pickled.
+        folder = Path(output_dir or self.args.output_dir)
+        (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        (folder / TRAINING_ARGUMENTS_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
+
+    def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs):
+        """
+        Writes the card of this stage's model to `output_dir`, from what the run knows; nothing is looked up.
+
+        Args:
+            language, license, model_name (`str`, *optional*): As for `Trainer`.
+            tags (`str` or `list[str]`, *optional*): Tags besides `deebert` and `early-exit`.
+            kwargs: `dataset`, `dataset_tags` (its id on the Hub) and `finetuned_from`, as for `Trainer`.
+        """
+        if not self.is_world_process_zero():
+            return
+        numbers = run_numbers({self.trained_part: self}) | card_arguments(language, model_name, **kwargs)
+        model_id = getattr(self, "hub_model_id", None)
+        write_model_card(self.args.output_dir, numbers, model_id=model_id, license=license, tags=tags)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = {**inputs, "early_exit_entropy": 0.0}

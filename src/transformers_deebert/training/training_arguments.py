@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
 
 
 OFF_RAMP_MODES = ("cached", "through_backbone")
@@ -11,12 +12,13 @@ OFF_RAMP_MODES = ("cached", "through_backbone")
 @dataclass
 class DeeBertTrainingArguments(TrainingArguments):
     """
-    Arguments of one stage: [`~transformers.TrainingArguments`] with one more field and two other defaults. With them
+    Arguments of one stage: [`~transformers.TrainingArguments`] with one more field and three other defaults. With them
     the defaults are the paper's hyper-parameters (section 4.1): batch 8 a device, 3 epochs, AdamW with eps 1e-8,
     linear decay without warm-up, no weight decay, gradients clipped to norm 1.
 
     Changed defaults: `learning_rate` 2e-5 (stock: 5e-5); `ddp_find_unused_parameters` `False` (stock: `None`, which
-    searches the graph at every step), because each stage uses every parameter that it trains.
+    searches the graph at every step), because each stage uses every parameter that it trains; `hub_strategy` `"end"`
+    (stock: `"every_save"`), because what `Trainer` pushes in between has pickled files in it.
 
     Args:
         off_ramp_mode (`str`, *optional*):
@@ -29,6 +31,9 @@ class DeeBertTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate for AdamW."})
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Whether DistributedDataParallel searches for parameters without gradients."}
+    )
+    hub_strategy: HubStrategy | str = field(
+        default="end", metadata={"help": "When to push to the Hub, with --push_to_hub."}
     )
     off_ramp_mode: str | None = field(
         default=None,

@@ -4,12 +4,15 @@ import copy
 from pathlib import Path
 
 from accelerate import PartialState
+from huggingface_hub import HfApi
 from transformers import set_seed
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ..hub.model_card import write_model_card
 from .backbone_trainer import BackboneTrainer
+from .card_numbers import card_arguments, run_numbers, score_numbers
 from .off_ramp_trainer import OffRampTrainer, check_map_style, choose_mode
 from .stage_trainer import StageTrainer, has_trainer_state, is_peft, last_complete_checkpoint
 from .training_arguments import DeeBertTrainingArguments
@@ -23,7 +26,9 @@ class TwoStageTrainer:
     Two-stage fine-tuning (DeeBERT, section 3.1): [`BackboneTrainer`], then [`OffRampTrainer`], each with its own
     arguments and a fresh seed, optimizer and schedule.
 
-    `output_dir` gets the finished model; `output_dir/backbone` and `output_dir/off_ramps` get the stages' checkpoints.
+    `output_dir` gets the finished model, its card and the numbers in it; `output_dir/backbone` and
+    `output_dir/off_ramps` get the stages' checkpoints. With `push_to_hub=True` in either stage's arguments the
+    finished model is pushed to `hub_model_id` at the end; nothing is pushed before.
 
     Args:
         model (`PreTrainedModel`, *optional*): An early-exit classifier; or `model_init`.
@@ -76,6 +81,12 @@ class TwoStageTrainer:
                 "`optimizers` is given, but each stage needs an optimizer and a schedule of its own: choose them in "
                 "the stages' arguments, or run `BackboneTrainer` and `OffRampTrainer` one after the other."
             )
+        ids = {args.hub_model_id for args in (backbone_args, off_ramp_args)} - {None}
+        if len(ids) == 2:
+            raise ValueError(f"`backbone_args` and `off_ramp_args` must have one `hub_model_id`, got {sorted(ids)}.")
+        self.hub_model_id = next(iter(ids), None)
+        self.push_at_the_end = backbone_args.push_to_hub or off_ramp_args.push_to_hub
+        self.numbers: dict = {}  # what is known of the finished model, for its card
         self.model = model
         self.model_init = model_init
         self.output_dir = Path(backbone_args.output_dir)
@@ -119,8 +130,21 @@ class TwoStageTrainer:
             self.load_backbone()
         self.off_ramp_trainer = self.make_trainer(OffRampTrainer, self.off_ramp_args)
         outputs["off_ramps"] = run_stage(self.off_ramp_trainer, resume_from_checkpoint)
+        self.off_ramp_trainer.save_model(str(self.output_dir))  # before anything else can fail
+        self.numbers = self.collect_numbers()
         self.save_model()
+        if self.push_at_the_end:
+            self.push_to_hub()
         return outputs
+
+    def collect_numbers(self) -> dict:
+        """What the run knows of the model, and what one pass over `eval_dataset`, if there is one, says of it."""
+        trainers = {"backbone": self.backbone_trainer, "off_ramps": self.off_ramp_trainer}
+        numbers = run_numbers({name: trainer for name, trainer in trainers.items() if trainer is not None})
+        rows = self.trainer_kwargs.get("eval_dataset")
+        if rows is not None and not isinstance(rows, dict):
+            numbers |= score_numbers(self.off_ramp_trainer, rows)
+        return numbers
 
     def backbone_is_trained(self) -> bool:
         """Whether stage 1 was finished: its folder then holds the trainer state, written behind the model."""
@@ -155,15 +179,70 @@ class TwoStageTrainer:
             self.off_ramp_trainer = self.make_trainer(OffRampTrainer, self.off_ramp_args)
         return self.off_ramp_trainer
 
-    def save_model(self, output_dir: str | None = None) -> None:
-        """Saves model and tokenizer, by default to `output_dir`."""
-        self.get_off_ramp_trainer().save_model(str(output_dir or self.output_dir))
+    def save_model(self, output_dir: str | None = None, **card) -> None:
+        """
+        Saves model, tokenizer and model card, by default to `output_dir`.
+
+        Args:
+            output_dir (`str`, *optional*): Another folder.
+            card: What the card says besides, as in [`push_to_hub`].
+        """
+        folder, trainer = str(output_dir or self.output_dir), self.get_off_ramp_trainer()
+        trainer.save_model(folder)
+        if trainer.is_world_process_zero():
+            self.write_card(folder, **card)
+
+    def write_card(self, folder: str, language=None, license=None, tags=None, model_id=None, **said) -> None:
+        numbers = self.numbers | card_arguments(language, **said)
+        write_model_card(folder, numbers or None, model_id=model_id, license=license, tags=tags)
+
+    def push_to_hub(
+        self,
+        commit_message: str = "End of training",
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **card,
+    ):
+        """
+        Pushes the finished model to the Hub in one commit: weights, configuration, code, tokenizer and card; no
+        checkpoints of the stages, nothing pickled.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`): The commit's message.
+            token, revision, private: As for `Trainer.push_to_hub`.
+            card:
+                What the card says besides: `language`, `license`, `tags`, `model_name`, `finetuned_from`, `dataset`
+                and `dataset_tags` (its id on the Hub), as for `Trainer.push_to_hub`.
+
+        Returns:
+            `CommitInfo` on the main process, `None` on others.
+        """
+        args = self.off_ramp_args
+        token, revision = token or args.hub_token, revision or args.hub_revision
+        private = args.hub_private_repo if private is None else private
+        if not self.get_off_ramp_trainer().is_world_process_zero():
+            self.save_model()
+            return None
+        api = HfApi(token=token)
+        name = self.hub_model_id or self.output_dir.absolute().name
+        repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
+        card.setdefault("model_name", repo_id.split("/")[-1])
+        self.save_model(model_id=repo_id, **card)
+        return api.upload_folder(
+            repo_id=repo_id,
+            folder_path=self.output_dir,
+            commit_message=commit_message,
+            revision=revision,
+            ignore_patterns=["backbone/*", "off_ramps/*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "_*", ".*"],
+        )
 
 
 def stage_arguments(args: DeeBertTrainingArguments, stage: str) -> DeeBertTrainingArguments:
-    """A copy whose output goes to the stage's folder."""
+    """A copy whose output goes to the stage's folder, and nowhere else."""
     args = copy.copy(args)
     args.output_dir = str(Path(args.output_dir) / stage)
+    args.push_to_hub = False  # what is finished is pushed by both together
     return args
 
 

@@ -1,0 +1,39 @@
+"""Handler of a Hugging Face Inference Endpoint for an early-exit classifier; lies beside the model as handler.py."""
+
+from typing import Any
+
+from transformers import pipeline
+
+
+class EndpointHandler:
+    """
+    Answers requests.
+
+    Args:
+        path (`str`, *optional*, defaults to the current folder): The repository's files.
+    """
+
+    def __init__(self, path: str = "."):
+        # With transformers-deebert installed the model's code is taken from there, else from the repository itself.
+        self.classify = pipeline("text-classification", model=path, trust_remote_code=True)
+
+    def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """
+        Args:
+            data (`dict`):
+                `inputs`, a text or a list of texts or `{"text": …, "text_pair": …}` pairs, and, optionally,
+                `parameters`: `early_exit_entropy` or `exit_layer`, and what else the pipeline takes.
+
+        Returns:
+            `list[dict]`: for each text `label`, `score` and `exit_layer`.
+
+        Raises:
+            ValueError: for a request without inputs.
+        """
+        if "inputs" not in data:
+            raise ValueError(f'The request has no `inputs`, but {sorted(data)}: send {{"inputs": "a text"}}.')
+        inputs = data["inputs"]
+        answers = self.classify(
+            [inputs] if isinstance(inputs, (str, dict)) else inputs, **data.get("parameters") or {}
+        )
+        return list(answers)
