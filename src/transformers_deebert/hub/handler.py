@@ -32,8 +32,6 @@ class EndpointHandler:
         """
         if "inputs" not in data:
             raise ValueError(f'The request has no `inputs`, but {sorted(data)}: send {{"inputs": "a text"}}.')
-        inputs = data["inputs"]
-        answers = self.classify(
-            [inputs] if isinstance(inputs, (str, dict)) else inputs, **data.get("parameters") or {}
-        )
-        return list(answers)
+        texts: Any = data["inputs"]
+        one = isinstance(texts, (str, dict))
+        return list(self.classify([texts] if one else texts, **data.get("parameters") or {}))

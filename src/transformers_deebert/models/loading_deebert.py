@@ -8,7 +8,7 @@ from copy import deepcopy
 from transformers import PreTrainedConfig
 
 from .original_layouts_deebert import PLACE, find_original_tensors, is_original, modern_tensors
-from .pipeline_deebert import EarlyExitTextClassificationPipeline
+from .pipeline_deebert import PIPELINE_CODE
 
 
 class EarlyExitLoading:
@@ -113,14 +113,8 @@ class EarlyExitLoading:
             "AutoModel": f"{module}.{family}Model",
             "AutoModelForSequenceClassification": f"{module}.{family}ForSequenceClassification",
         }
-        pipeline = EarlyExitTextClassificationPipeline
-        self.config.custom_pipelines = {
-            "text-classification": {
-                "impl": f"{pipeline.__module__.rsplit('.', 1)[-1]}.{pipeline.__name__}",
-                "pt": ["AutoModelForSequenceClassification"],
-                "type": "text",
-            }
-        }
+        task = {"impl": PIPELINE_CODE, "pt": ["AutoModelForSequenceClassification"], "type": "text"}
+        self.config.custom_pipelines = {"text-classification": task}
         super().save_pretrained(save_directory, *args, **kwargs)
 
 

@@ -6,6 +6,10 @@ from .configuration_early_exit_deebert import check_exit_layer, check_thresholds
 from .outputs_deebert import EarlyExitSequenceClassifierOutput
 
 
+# What configurations call the class below: its file in a repository, and its name.
+PIPELINE_CODE = "pipeline_deebert.EarlyExitTextClassificationPipeline"
+
+
 class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
     """
     [`~transformers.TextClassificationPipeline`] for models with off-ramps and, exactly as before, for all others.
@@ -32,6 +36,13 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
 
     ```
     """
+
+    # Tools recognise transformers' pipelines by the module of their class (gradio does).
+    __module__ = TextClassificationPipeline.__module__
+
+    def __reduce__(self):
+        # The class is not where its module name says, so pickled pipelines name a function of this file.
+        return empty_pipeline, (), vars(self)
 
     @property
     def exits_early(self) -> bool:
@@ -72,3 +83,8 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
             return results
         exit_layer = {"exit_layer": model_outputs["exit_layers"].item()}
         return results | exit_layer if isinstance(results, dict) else [result | exit_layer for result in results]
+
+
+def empty_pipeline() -> EarlyExitTextClassificationPipeline:
+    """A pipeline whose attributes come from a pickle."""
+    return EarlyExitTextClassificationPipeline.__new__(EarlyExitTextClassificationPipeline)
