@@ -12,10 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.repocard import metadata_load
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers import BertTokenizer
 
-from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification
-from transformers_deebert.hub.model_card import create_model_card, main
+from transformers_deebert import (
+    DeeBertConfig,
+    DeeBertForSequenceClassification,
+    create_model_card,
+    write_endpoint_handler,
+    write_model_card,
+)
+from transformers_deebert.hub.model_card import main
 
 
 ROOT = Path(__file__).parents[2]
@@ -106,6 +114,29 @@ class TestContent:
             ("accuracy (S = 0.25)", 0.8851),
         ]
 
+    def test_the_results_are_what_the_hub_reads(self, numbers, tmp_path):
+        numbers["data"]["hub_id"] = "org/reviews"
+        path = tmp_path / "README.md"
+        create_model_card(numbers, tags=["deebert", "small"]).save(path)
+        metadata = metadata_load(path)
+        assert metadata["datasets"] == "org/reviews"
+        assert metadata["tags"] == ["deebert", "early-exit", "small"]
+        name, results = model_index_to_eval_results(metadata["model-index"])
+        assert name == "tiny"
+        assert [(one.task_type, one.dataset_type, one.metric_type, one.metric_value) for one in results] == [
+            ("text-classification", "org/reviews", "accuracy", 0.8912),
+            ("text-classification", "org/reviews", "accuracy", 0.8851),
+        ]
+
+    def test_the_headline_compares_like_with_like(self, numbers):
+        """Where the threshold was read on rows of their own, full depth is that of these rows."""
+        numbers["chosen"] = {"threshold": 0.3, "score": 0.9, "score_change": 0.05, "layer_saving": 0.5}
+        assert "accuracy 90.0%, 85.0% at full depth" in str(create_model_card(numbers))
+
+    def test_thresholds_of_their_own(self, numbers):
+        numbers["default_threshold"] = [0.1, 0.25]
+        assert "exits at S = 0.1, 0.25 (one for each off-ramp) unless" in str(create_model_card(numbers))
+
     def test_survives_a_round_trip(self, numbers, tmp_path):
         card = create_model_card(numbers)
         card.save(tmp_path / "README.md")
@@ -179,6 +210,40 @@ def test_the_usage_example_runs(numbers, tmp_path):
         answers = [ast.literal_eval(line) for line in run.stdout.splitlines()]
         assert [answer[0]["exit_layer"] for answer in answers] == layers, run.stderr
         assert {answer[0]["label"] for answer in answers} <= {"yes", "no"}
+
+
+class TestFolder:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        config = DeeBertConfig(num_hidden_layers=3, id2label={0: "no", 1: "yes"}, early_exit_entropy=0.2)
+        config.architectures = ["DeeBertForSequenceClassification"]
+        config.save_pretrained(tmp_path)
+        return tmp_path
+
+    def test_from_the_configuration_alone(self, folder):
+        text = str(write_model_card(folder))
+        assert text == (folder / "README.md").read_text()
+        for expected in ("exits at S = 0.2", "- layers: 3", "- labels: no, yes", "from 0 to 0.693 for 2 labels"):
+            assert expected in text
+        assert not (folder / "trade_off.png").exists()
+
+    def test_again_from_the_stored_numbers(self, folder, numbers):
+        card = write_model_card(folder, numbers, model_id="org/tiny")
+        picture = folder / "trade_off.png"
+        assert "](trade_off.png)" in card.text
+        assert picture.read_bytes().startswith(b"\x89PNG")
+        picture.unlink()
+        assert str(write_model_card(folder, model_id="org/tiny")) == str(card)
+        assert picture.exists()
+
+    def test_names_of_labels_are_not_made_up(self, folder):
+        DeeBertConfig(num_hidden_layers=3).save_pretrained(folder)
+        assert "LABEL" not in str(write_model_card(folder))
+
+    def test_no_model_there(self, tmp_path):
+        for write in (write_model_card, write_endpoint_handler):
+            with pytest.raises(ValueError, match="`folder`.*config.json"):
+                write(tmp_path)
 
 
 class TestStoredCard:
