@@ -248,6 +248,9 @@ def test_the_trainers_push(hub, run, tmp_path):
     )
     assert not [name for name in files if "/" in name or name.endswith((".bin", ".pt", ".pth"))]
     assert len(hub.repositories["org/trained"].commits) == 2  # the initial one, and the finished model
+    for name in ("README.md", "numbers.json", "training_arguments.json", "config.json"):
+        assert str(tmp_path).encode() not in files[name], name
+        assert b"out/run" not in files[name], name
     card = tmp_path / "card.md"
     card.write_bytes(files["README.md"])
     metadata = metadata_load(card)

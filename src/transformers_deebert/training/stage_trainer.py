@@ -1,5 +1,6 @@
 """What both stages share."""
 
+import json
 import os
 from pathlib import Path
 
@@ -18,6 +19,8 @@ if is_peft_available():
 logger = logging.get_logger(__name__)
 
 TRAINING_ARGUMENTS_FILE = "training_arguments.json"
+# Arguments that say where something is on this machine, or who pushes.
+OWN = ("output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "deepspeed", "fsdp_config", "hub_token")
 
 
 def is_peft(model) -> bool:
@@ -101,10 +104,11 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        # As text: a checkpoint that is shared holds nothing pickled.
+        # A checkpoint that is shared holds nothing pickled, and nobody's folders.
         folder = Path(output_dir or self.args.output_dir)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        (folder / TRAINING_ARGUMENTS_FILE).write_text(self.args.to_json_string(), encoding="utf-8")
+        arguments = {name: value for name, value in json.loads(self.args.to_json_string()).items() if name not in OWN}
+        (folder / TRAINING_ARGUMENTS_FILE).write_text(json.dumps(arguments, indent=2), encoding="utf-8")
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs):
         """
