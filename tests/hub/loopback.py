@@ -163,6 +163,11 @@ class LoopbackHub:
                 for file in files
             ]
             return json.dumps({"files": modes}).encode()
+        if rest[:1] == ["branch"]:
+            if rest[1] in repository.branches:
+                raise Refused(409)
+            repository.branches[rest[1]] = repository.branches["main"]
+            return b"{}"
         if rest[:1] == ["commit"]:
             return self.commit(f"{owner}/{name}", repository, rest[1], body)
         revision = rest[1] if len(rest) > 1 and rest[0] in ("revision", "tree") else "main"
@@ -188,7 +193,9 @@ class LoopbackHub:
         return json.dumps({**card, "tags": [], "pipeline_tag": "text-classification"}).encode()
 
     def commit(self, name, repository, branch, body):
-        files = dict(repository.find(branch if branch in repository.branches else "main")[1])
+        if branch not in repository.branches:
+            raise Refused(404, "RevisionNotFound")
+        files = dict(repository.find(branch)[1])
         for line in body.decode().splitlines():
             change = json.loads(line)
             value = change["value"]

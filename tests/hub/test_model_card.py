@@ -137,6 +137,15 @@ class TestContent:
         numbers["default_threshold"] = [0.1, 0.25]
         assert "exits at S = 0.1, 0.25 (one for each off-ramp) unless" in str(create_model_card(numbers))
 
+    def test_any_text_is_told_as_it_is(self, numbers):
+        numbers["example"] = 'He said "no".\nTwice.'
+        numbers["labels"] = ["a\nb", 7]
+        text = str(create_model_card(numbers))
+        for code in re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL):
+            ast.parse(code)
+        assert r'classify("He said \"no\".\nTwice.")' in text
+        assert "- labels: a b, 7" in text
+
     def test_survives_a_round_trip(self, numbers, tmp_path):
         card = create_model_card(numbers)
         card.save(tmp_path / "README.md")
@@ -239,6 +248,27 @@ class TestFolder:
     def test_names_of_labels_are_not_made_up(self, folder):
         DeeBertConfig(num_hidden_layers=3).save_pretrained(folder)
         assert "LABEL" not in str(write_model_card(folder))
+
+    @pytest.mark.parametrize(
+        "text",
+        ['{"a":', "[]", '{"rows_scored": 0}', '{"metric": "f1", "full_depth": "high", "trade_off": [{}, {}]}'],
+    )
+    def test_damaged_numbers(self, folder, text):
+        (folder / "numbers.json").write_text(text)
+        with pytest.raises(ValueError, match="numbers.json"):
+            write_model_card(folder)
+
+    def test_a_picture_of_earlier_numbers_goes(self, folder, numbers):
+        write_model_card(folder, numbers)
+        assert (folder / "trade_off.png").exists()
+        write_model_card(folder, {})
+        assert not (folder / "trade_off.png").exists()
+
+    def test_untrained_off_ramps(self, folder, numbers):
+        del numbers["default_threshold"]
+        card = str(write_model_card(folder, numbers | {"off_ramps_trained": False}))
+        assert "**Its off-ramps have not been trained" in card
+        assert "of the layers saved" not in card
 
     def test_no_model_there(self, tmp_path):
         for write in (write_model_card, write_endpoint_handler):

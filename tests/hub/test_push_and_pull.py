@@ -240,14 +240,23 @@ def test_the_trainers_push(hub, run, tmp_path):
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("\n".join(WORDS))
     settings = {"push_to_hub": True, "hub_model_id": "org/trained", "save_strategy": "epoch"}
-    code = TRAIN.format(vocabulary=str(vocabulary), settings=settings)
-    run(code + "TwoStageTrainer(make_tiny(), args, args, processing_class=tokenizer, **DATA).train()", "author")
+    code = TRAIN.format(vocabulary=str(vocabulary), settings=settings | {"hub_private_repo": True})
+    code += "other = make_args('out/run', num_train_epochs=1)\n"
+    code += (
+        "trainer = TwoStageTrainer(make_tiny(), args, other, processing_class=tokenizer, **DATA)\ntrainer.train()\n"
+    )
+    code += "trainer.push_to_hub(revision='dev', tasks='text-classification', license='mit')"
+    run(code, "author")
+    assert hub.repositories["org/trained"].private
+    assert b"license: mit" in hub.files("org/trained", "dev")["README.md"]
+    assert b"license" not in hub.files("org/trained")["README.md"]
+    del hub.repositories["org/trained"].branches["dev"]
     files = hub.files("org/trained")
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "trade_off.png", "numbers.json"} <= set(
         files
     )
     assert not [name for name in files if "/" in name or name.endswith((".bin", ".pt", ".pth"))]
-    assert len(hub.repositories["org/trained"].commits) == 2  # the initial one, and the finished model
+    assert len(hub.repositories["org/trained"].commits) == 3  # the initial one, the finished model, and "dev"
     for name in ("README.md", "numbers.json", "training_arguments.json", "config.json"):
         assert str(tmp_path).encode() not in files[name], name
         assert b"out/run" not in files[name], name
@@ -325,14 +334,19 @@ from handler import EndpointHandler
 handler = EndpointHandler(folder)
 many = handler({{"inputs": {TEXTS!r}, "parameters": {{"early_exit_entropy": {thresholds!r}}}}})
 one = handler({{"inputs": {TEXTS[0]!r}}})
-try:
-    handler({{"text": "?"}})
-except ValueError as error:
-    print(json.dumps([many, one, str(error)]))
+assert handler({{"inputs": []}}) == []
+errors = []
+for request in ({{"text": "?"}}, {{"inputs": None}}, {{"inputs": [["a", "b"]]}}):
+    try:
+        handler(request)
+    except ValueError as error:
+        errors.append(str(error))
+print(json.dumps([many, one, errors]))
 """,
         "server",
     )
-    many, one, error = json.loads(line)
+    many, one, errors = json.loads(line)
     assert [answer["exit_layer"] for answer in many] == expected.exit_layers.tolist()
     assert [set(answer) for answer in one] == [{"label", "score", "exit_layer"}]
-    assert "`inputs`" in error
+    assert len(errors) == 3
+    assert all("`inputs`" in error for error in errors)

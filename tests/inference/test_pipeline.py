@@ -1,5 +1,6 @@
 """`pipeline("text-classification")`: exits for models that have off-ramps, nothing new for all others."""
 
+import copy
 import json
 import pickle
 import subprocess
@@ -285,6 +286,37 @@ print([row["exit_layer"] for row in pipe({texts!r}, early_exit_entropy={threshol
 """
     process = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True)
     assert process.stdout.decode().splitlines()[-1] == str(output.exit_layers.tolist()), process.stderr.decode()
+
+
+class Mine(EarlyExitTextClassificationPipeline):
+    def postprocess(self, *args, **kwargs):
+        return "mine"
+
+
+def test_a_class_of_ones_own_stays_what_it_is(case):
+    pipe, texts, *_ = case
+    mine = Mine(model=pipe.model, tokenizer=pipe.tokenizer)
+    for copied in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):
+        assert type(copied) is Mine
+        assert copied(texts[0]) == ["mine"]
+
+
+def test_a_model_that_was_just_trained(case):
+    pipe, texts, thresholds, output = case
+    pipe = pipeline("text-classification", model=pipe.model.train(), tokenizer=pipe.tokenizer)
+    assert layers(pipe(texts, early_exit_entropy=thresholds)) == output.exit_layers.tolist()
+    pipe.model.train()
+    with pytest.raises(ValueError, match=r"training mode.*model\.eval\(\)"):
+        pipe(texts)
+
+
+def test_a_peft_model(case):
+    peft = pytest.importorskip("peft")
+    pipe, texts, thresholds, output = case
+    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)
+    wrapped = peft.get_peft_model(pipe.model, config)
+    pipe = pipeline("text-classification", model=wrapped, tokenizer=pipe.tokenizer, early_exit_entropy=thresholds)
+    assert layers(pipe(texts)) == output.exit_layers.tolist()
 
 
 def test_it_is_a_text_classification_pipeline(case):

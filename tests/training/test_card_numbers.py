@@ -8,10 +8,10 @@ import pytest
 import torch
 from datasets import Dataset, DatasetInfo
 from tiny_task import DATA, VALIDATION, make_args, make_tiny
-from transformers import EvalPrediction
+from transformers import EarlyStoppingCallback, EvalPrediction
 
-from transformers_deebert import TwoStageTrainer
-from transformers_deebert.training.card_numbers import hub_dataset
+from transformers_deebert import BackboneTrainer, OffRampTrainer, TwoStageTrainer
+from transformers_deebert.training.card_numbers import hub_dataset, hub_id, run_numbers
 
 
 pytestmark = pytest.mark.gradients
@@ -100,6 +100,42 @@ def test_a_metric_of_more_than_the_predicted_classes(tmp_path, caplog, metrics):
     assert ("cannot score predicted classes" in caplog.text) == (metrics is picky)
 
 
+def error_rate(prediction: EvalPrediction):
+    return {"error_rate": float((prediction.predictions.argmax(-1) != prediction.label_ids).mean())}
+
+
+def test_a_metric_of_which_less_is_better_recommends_nothing(tmp_path):
+    settings = {"metric_for_best_model": "error_rate", "greater_is_better": False}
+    train(tmp_path, compute_metrics=error_rate, settings=settings)
+    assert len(stored(tmp_path)["layer_scores"]) == 4
+    assert {"trade_off", "chosen"}.isdisjoint(stored(tmp_path))
+
+
+def several(prediction: EvalPrediction):
+    hits = prediction.predictions.argmax(-1) == prediction.label_ids
+    return {"per_class": [0.5, 0.5], "note": "fine", "accuracy": torch.tensor(float(hits.mean()))}
+
+
+def inputs_too(prediction: EvalPrediction):
+    return {"accuracy": float(prediction.inputs[0].mean() > 0)}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "scored"),
+    [
+        ({"compute_metrics": several}, True),
+        ({"compute_metrics": inputs_too, "settings": {"include_for_metrics": ["inputs"]}}, False),
+        ({"eval_dataset": []}, False),
+        ({"preprocess_logits_for_metrics": lambda logits, labels: logits.softmax(-1)}, False),
+    ],
+)
+def test_a_card_never_costs_the_model(tmp_path, kwargs, scored):
+    train(tmp_path, **kwargs)
+    assert ("full_depth" in stored(tmp_path)) == scored
+    assert (tmp_path / "model.safetensors").exists()
+    assert (tmp_path / "README.md").exists()
+
+
 def test_rows_without_labels_do_not_count(tmp_path):
     rows = [row | {"labels": -100 if index % 3 == 0 else row["labels"]} for index, row in enumerate(VALIDATION)]
     train(tmp_path, eval_dataset=rows)
@@ -134,8 +170,94 @@ def test_what_the_user_says(tmp_path):
     with pytest.raises(TypeError, match="colour"):
         trainer.save_model(tmp_path / "never", colour="red")
 
+    with pytest.raises(ValueError, match="`finetuned_from`.*no repository"):
+        trainer.save_model(tmp_path / "never", finetuned_from=str(tmp_path))
+    trainer.save_model()  # what was said stays said
+    assert "license: mit" in (tmp_path / "README.md").read_text()
+
 
 def test_one_repository(tmp_path):
-    a, b = (make_args(tmp_path, hub_model_id=name) for name in ("org/a", "org/b"))
-    with pytest.raises(ValueError, match=r"`hub_model_id`.*org/a.*org/b"):
-        TwoStageTrainer(make_tiny(), a, b, **DATA)
+    """What only one stage says of it holds for both; what both say must agree."""
+    for name, values in {"hub_model_id": ("org/a", "org/b"), "hub_revision": ("x", "y")}.items():
+        a, b = (make_args(tmp_path, **{name: value}) for value in values)
+        with pytest.raises(ValueError, match=rf"`{name}`.*{values[0]}.*{values[1]}"):
+            TwoStageTrainer(make_tiny(), a, b, **DATA)
+    one = make_args(tmp_path, hub_model_id="org/a", hub_private_repo=True, hub_token="hf_x", hub_revision="dev")
+    for stages in ((one, make_args(tmp_path)), (make_args(tmp_path), one)):
+        hub = TwoStageTrainer(make_tiny(), *stages, **DATA).hub
+        assert hub == {"hub_model_id": "org/a", "hub_private_repo": True, "hub_token": "hf_x", "hub_revision": "dev"}
+
+
+def test_another_model_in_an_old_folder(tmp_path):
+    """The numbers of one model are not told of another."""
+    train(tmp_path)
+    assert "full_depth" in stored(tmp_path)
+    args = make_args(tmp_path)
+    TwoStageTrainer(make_tiny(seed=5), args, args, **DATA).save_model()
+    card = (tmp_path / "README.md").read_text()
+    assert stored(tmp_path) == {}
+    assert "% of the layers saved" not in card
+    assert "**Its off-ramps have not been trained" in card
+    assert not (tmp_path / "trade_off.png").exists()
+
+
+def test_a_resumed_run_knows_both_stages(tmp_path):
+    first = train(tmp_path)
+    before = stored(tmp_path)["training"]
+    args = make_args(tmp_path, num_train_epochs=4, learning_rate=2e-3)
+    again = TwoStageTrainer(make_tiny(), args, args, **DATA)
+    again.train(resume_from_checkpoint=True)
+    after = stored(tmp_path)["training"]
+    assert after["backbone"] == before["backbone"]
+    assert after["off_ramps"]["learning_rate"] == before["off_ramps"]["learning_rate"]
+    assert first.numbers["training"]["backbone"]["seed"] == 42
+
+
+def test_the_epochs_that_were_run(tmp_path):
+    args = make_args(tmp_path, num_train_epochs=10, eval_strategy="epoch", save_strategy="epoch", **LEAST_LOSS)
+    callbacks = [EarlyStoppingCallback(early_stopping_patience=1, early_stopping_threshold=1.0)]
+    TwoStageTrainer(make_tiny(), args, args, callbacks=callbacks, **DATA).train()
+    assert stored(tmp_path)["training"]["backbone"]["epochs"] == 2.0
+
+
+LEAST_LOSS = {"load_best_model_at_end": True, "metric_for_best_model": "loss"}
+
+
+def test_a_stage_tells_the_scores_of_the_weights_it_has(tmp_path):
+    settings = {"num_train_epochs": 4, "eval_strategy": "epoch", "save_strategy": "epoch", "learning_rate": 1e-2}
+    best = {"load_best_model_at_end": True, "metric_for_best_model": "layer_1_accuracy"}
+    trainer = OffRampTrainer(make_tiny(initializer_range=0.3), make_args(tmp_path, **settings | best), **DATA)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card()
+    numbers = stored(tmp_path)
+    logged = {entry["epoch"]: entry for entry in trainer.state.log_history if "eval_layer_1_accuracy" in entry}
+    assert len({entry["eval_layer_1_accuracy"] for entry in logged.values()}) > 1
+    metrics = trainer.evaluate()
+    assert numbers["layer_scores"] == [metrics[f"eval_layer_{layer}_accuracy"] for layer in range(1, 5)]
+    trainer.evaluate(VALIDATION[:2])  # another set of rows, which the card is not about
+    trainer.create_model_card()
+    assert stored(tmp_path)["layer_scores"] == numbers["layer_scores"]
+
+
+def test_a_stage_1_model_says_so(tmp_path):
+    trainer = BackboneTrainer(make_tiny(), make_args(tmp_path, num_train_epochs=1), **DATA)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(tasks="text-classification", dataset="Tiny", dataset_args="first")
+    card = (tmp_path / "README.md").read_text()
+    assert "**Its off-ramps have not been trained" in card
+    assert "Stage 2 has not been run." in card
+    assert "early_exit_entropy=0." not in card
+
+
+def test_the_base_model_is_a_repository_or_untold(tmp_path, monkeypatch):
+    for name, expected in {"org/base": "org/base", "bert-base": "bert-base", str(tmp_path): None, "": None}.items():
+        model = make_tiny()
+        model.name_or_path = model.config.name_or_path = name
+        trainer = OffRampTrainer(model, make_args(tmp_path), **DATA)
+        assert trainer.base_model_id == expected
+        assert run_numbers({"off_ramps": trainer}).get("base_model", {}).get("hub_id") == expected
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bert-base").mkdir()
+    assert hub_id("bert-base") is None

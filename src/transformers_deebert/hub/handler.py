@@ -33,5 +33,8 @@ class EndpointHandler:
         if "inputs" not in data:
             raise ValueError(f'The request has no `inputs`, but {sorted(data)}: send {{"inputs": "a text"}}.')
         texts: Any = data["inputs"]
-        one = isinstance(texts, (str, dict))
-        return list(self.classify([texts] if one else texts, **data.get("parameters") or {}))
+        if isinstance(texts, (str, dict)):
+            texts = [texts]
+        if not isinstance(texts, list) or not all(isinstance(text, (str, dict)) for text in texts):
+            raise ValueError('`inputs` must be a text, a {"text": …, "text_pair": …} pair, or a list of these.')
+        return list(self.classify(texts, **data.get("parameters") or {})) if texts else []

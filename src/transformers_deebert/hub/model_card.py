@@ -31,6 +31,7 @@ HYPER_PARAMETERS = {
     "weight_decay": "weight decay",
     "max_grad_norm": "gradient clipping",
     "dropout": "dropout",
+    "seed": "seed",
     "off_ramp_mode": "off-ramp mode",
     "trained_share": "parameters trained",
     "seconds": "seconds",
@@ -71,7 +72,8 @@ def create_model_card(
             What is known, all of it optional; scores, savings and shares are fractions:
 
             - `model_name`, `model_class`, `language`, `layers`, `off_ramp_pooling`, `off_ramp_head`, `max_length`,
-              `labels` (list of names), `default_threshold` (the checkpoint's S), `example` (a sentence), `seed`
+              `off_ramps_trained` (`False` for a model that stage 2 has not seen), `labels` (list of names),
+              `default_threshold` (the checkpoint's S), `example` (a sentence), `seed`
             - `base_model`: `name`, and `hub_id` where it has one
             - `data`: `name`, `hub_id` where it has one, `description`, `rows` (list of `name`, `rows`, `use`)
             - `training`: `backbone` and `off_ramps`, each a mapping of `HYPER_PARAMETERS`
@@ -97,7 +99,8 @@ def create_model_card(
     metric = numbers.get("metric")
     data = numbers.get("data") or {}
     chosen = numbers.get("chosen") or {}
-    labels = numbers.get("labels") or []
+    labels = [" ".join(str(label).split()) for label in numbers.get("labels") or []]
+    trained = numbers.get("off_ramps_trained", True)
     metric_name = metric.replace("_", " ").capitalize() if metric else "Score"
     title = numbers.get("model_name") or (model_id or "").split("/")[-1] or "DeeBERT classifier"
     return ModelCard.from_template(
@@ -110,11 +113,13 @@ def create_model_card(
         max_entropy=math.log(len(labels)) if len(labels) > 1 else None,
         model_id=model_id,
         picture=picture,
-        example=numbers.get("example"),
-        suggested=f"{chosen['threshold']:.4g}" if isinstance(chosen.get("threshold"), float) else None,
+        # As Python code.
+        example=json.dumps(numbers.get("example") or "A sentence to classify.", ensure_ascii=False),
+        trained=trained,
+        suggested=f"{chosen['threshold']:.4g}" if trained and isinstance(chosen.get("threshold"), float) else None,
         default_threshold=_threshold(numbers.get("default_threshold")),
-        headline=_headline(numbers, metric_name),
-        facts=_facts(numbers),
+        headline=_headline(numbers, metric_name) if trained else None,
+        facts=_facts(numbers, labels),
         data=data,
         training=_training_table(numbers.get("training") or {}),
         seed=numbers.get("seed"),
@@ -163,14 +168,31 @@ def write_model_card(
         raise ValueError(f"`folder` ({str(folder)!r}) has no config.json: save a model there first.")
     stored = folder / NUMBERS_FILE
     if numbers is None:
-        numbers = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
+        numbers = _read_numbers(stored) if stored.is_file() else {}
     else:
         write_json(stored, numbers)
+        (folder / PICTURE_FILE).unlink(missing_ok=True)  # of earlier numbers
     numbers = {**_of_config(json.loads(config.read_text(encoding="utf-8"))), **numbers}
-    picture = _draw(numbers, folder / PICTURE_FILE)
-    card = create_model_card(numbers, model_id=model_id, picture=picture, license=license, tags=tags)
+    try:
+        picture = _draw(numbers, folder / PICTURE_FILE)
+        card = create_model_card(numbers, model_id=model_id, picture=picture, license=license, tags=tags)
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"`numbers`, as in {str(stored)!r}, cannot be told in a card ({type(error).__name__}: {error}): see "
+            "`create_model_card` for what it takes, or remove the file."
+        ) from error
     card.save(folder / CARD_FILE)
     return card
+
+
+def _read_numbers(path: Path) -> Mapping[str, Any]:
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error}): remove it, or write the card from numbers.") from error
+    if not isinstance(numbers, dict):
+        raise ValueError(f"{str(path)!r} holds a {type(numbers).__name__} instead of numbers by name: remove it.")
+    return numbers
 
 
 def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,6 +204,7 @@ def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "layers": config.get("num_hidden_layers", config.get("n_layers")),
         "off_ramp_pooling": config.get("off_ramp_pooling"),
         "off_ramp_head": config.get("off_ramp_head"),
+        "off_ramps_trained": config.get("off_ramps_trained"),
         "labels": labels if named else None,
         "default_threshold": config.get("early_exit_entropy"),
     }
@@ -268,13 +291,13 @@ def _headline(numbers: Mapping[str, Any], metric_name: str) -> str | None:
     )
 
 
-def _facts(numbers: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _facts(numbers: Mapping[str, Any], labels: list[str]) -> list[tuple[str, Any]]:
     facts = {
         "base model": (numbers.get("base_model") or {}).get("name"),
         "layers": numbers.get("layers"),
         "off-ramp pooling": numbers.get("off_ramp_pooling"),
         "off-ramp head": numbers.get("off_ramp_head"),
-        "labels": ", ".join(numbers.get("labels") or []) or None,
+        "labels": ", ".join(labels) or None,
         "longest input": f"{numbers['max_length']} tokens" if "max_length" in numbers else None,
     }
     return [(name, value) for name, value in facts.items() if value is not None]

@@ -40,14 +40,23 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
     # Tools recognise transformers' pipelines by the module of their class (gradio does).
     __module__ = TextClassificationPipeline.__module__
 
-    def __reduce__(self):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.exits_early:
+            self.model.eval()  # one that was just trained is in training mode, where nobody exits
+
+    def __reduce_ex__(self, protocol):
+        if type(self) is not EarlyExitTextClassificationPipeline:
+            return super().__reduce_ex__(protocol)
         # The class is not where its module name says, so pickled pipelines name a function of this file.
         return empty_pipeline, (), vars(self)
 
     @property
     def exits_early(self) -> bool:
-        """Whether the model has off-ramps."""
-        return hasattr(self.model.base_model, "off_ramps")
+        """Whether the model, or the one that PEFT has wrapped, has off-ramps."""
+        unwrap = getattr(self.model, "get_base_model", None)
+        model = self.model if unwrap is None else unwrap()
+        return hasattr(model.base_model, "off_ramps")
 
     def _sanitize_parameters(self, early_exit_entropy=None, exit_layer=None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
@@ -73,6 +82,10 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
     def _forward(self, model_inputs, **settings):
         if not self.exits_early:
             return super()._forward(model_inputs, **settings)
+        if self.model.training:
+            raise ValueError(
+                "The pipeline's model is in training mode, where nobody exits early: call `model.eval()` first."
+            )
         output = self.model(**model_inputs, output_off_ramp_logits=False, **settings)
         # What is not told in the results would only be taken apart row by row.
         return EarlyExitSequenceClassifierOutput(logits=output.logits, exit_layers=output.exit_layers)

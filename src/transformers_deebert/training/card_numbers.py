@@ -1,11 +1,14 @@
 """What a training run knows about its model, as numbers for the model card."""
 
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sized
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from huggingface_hub.utils import validate_repo_id
 from transformers import EvalPrediction
 from transformers.utils import logging
 
@@ -14,7 +17,6 @@ from ..analysis.sweep import OperatingPoint, pick_operating_points, sweep_thresh
 
 if TYPE_CHECKING:
     from .off_ramp_trainer import OffRampTrainer
-    from .stage_trainer import StageTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -32,27 +34,22 @@ def run_numbers(trainers: Mapping[str, Any]) -> dict[str, Any]:
         trainers (`Mapping[str, StageTrainer]`): The stages that were run, under `"backbone"` and `"off_ramps"`.
     """
     last = list(trainers.values())[-1]
-    numbers: dict[str, Any] = {
-        "training": {name: stage_numbers(trainer) for name, trainer in trainers.items()},
-        "seed": last.args.seed,
-    }
+    numbers: dict[str, Any] = {"training": {name: stage_numbers(trainer) for name, trainer in trainers.items()}}
     if "off_ramps" in trainers:
-        numbers["training"]["off_ramps"]["off_ramp_mode"] = trainers["off_ramps"].off_ramp_mode
         numbers |= logged_scores(trainers["off_ramps"])
-    config = last.early_exit_model.config
-    if getattr(config, "_commit_hash", None) is not None:  # it came from the Hub, not from a folder
-        numbers["base_model"] = {"name": config.name_or_path, "hub_id": config.name_or_path}
+    if last.base_model_id is not None:
+        numbers["base_model"] = {"name": last.base_model_id, "hub_id": last.base_model_id}
     if (dataset := hub_dataset(last.train_dataset)) is not None:
         numbers["data"] = {"name": dataset, "hub_id": dataset}
     return numbers
 
 
-def stage_numbers(trainer: "StageTrainer") -> dict[str, Any]:
+def stage_numbers(trainer: Any) -> dict[str, Any]:
     """Hyper-parameters of one stage."""
     args = trainer.args
     warm_up = args.warmup_steps
     numbers = {
-        "epochs": args.num_train_epochs if args.max_steps <= 0 else round(trainer.state.epoch or 0, 2),
+        "epochs": args.num_train_epochs if trainer.state.epoch is None else round(trainer.state.epoch, 2),
         "learning_rate": args.learning_rate,
         "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "optimizer": str(getattr(args.optim, "value", args.optim)),
@@ -60,7 +57,10 @@ def stage_numbers(trainer: "StageTrainer") -> dict[str, Any]:
         "warm_up": f"{warm_up:.0%} of the steps" if 0 < warm_up < 1 else f"{warm_up:g} steps",
         "weight_decay": args.weight_decay,
         "max_grad_norm": args.max_grad_norm,
+        "seed": args.seed,
     }
+    if trainer.trained_part == "off_ramps":
+        numbers["off_ramp_mode"] = trainer.off_ramp_mode
     runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     if runtimes:
         numbers["seconds"] = round(runtimes[-1], 1)
@@ -68,16 +68,38 @@ def stage_numbers(trainer: "StageTrainer") -> dict[str, Any]:
 
 
 def logged_scores(trainer: "OffRampTrainer") -> dict[str, Any]:
-    """Scores of every layer as the last evaluation logged them, if there was one."""
-    logged = [entry for entry in trainer.state.log_history if any(key.startswith("eval_layer_1_") for key in entry)]
+    """Scores of every layer as the last evaluation of these weights on `eval_dataset` logged them, if any did."""
+    state = trainer.state
+    step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    rows = len(trainer.eval_dataset) if isinstance(trainer.eval_dataset, Sized) else None
+
+    def counted(entry) -> int:
+        return round(entry.get("eval_runtime", 0) * entry.get("eval_samples_per_second", 0))
+
+    logged = [
+        entry
+        for entry in state.log_history
+        if entry.get("step") == step
+        and any(key.startswith("eval_layer_1_") for key in entry)
+        and (rows is None or abs(counted(entry) - rows) <= 1 + rows / 100)  # the log rounds
+    ]
     if not logged:
         return {}
-    metrics = [key.removeprefix("eval_layer_1_") for key in logged[-1] if key.startswith("eval_layer_1_")]
-    wanted = (trainer.args.metric_for_best_model or "").removeprefix("eval_")
-    metric = wanted if wanted in metrics else metrics[0]
     layers = range(1, trainer.early_exit_model.config.num_hidden_layers + 1)
-    scores = [logged[-1][f"eval_layer_{layer}_{metric}"] for layer in layers]
+    last = {key.removeprefix("eval_layer_1_"): value for key, value in logged[-1].items() if "eval_layer_1_" in key}
+    metric = choose_metric(last, trainer.args)
+    if metric is None:
+        return {}
+    scores = [float(logged[-1][f"eval_layer_{layer}_{metric}"]) for layer in layers]
     return {"metric": metric, "full_depth": scores[-1], "layer_scores": scores} if 0 <= scores[-1] <= 1 else {}
+
+
+def choose_metric(metrics: Mapping[str, Any], args: Any) -> str | None:
+    """The metric that a card tells: `metric_for_best_model`, or the first that is a number."""
+    wanted = (args.metric_for_best_model or "").removeprefix("eval_")
+    names = [name for name, value in metrics.items() if isinstance(value, Real) or np.ndim(value) == 0]
+    names = [name for name in names if not isinstance(metrics[name], (str, bool, type(None)))]
+    return wanted if wanted in names else next(iter(names), None)
 
 
 def card_arguments(
@@ -86,15 +108,35 @@ def card_arguments(
     finetuned_from: str | None = None,
     dataset: str | None = None,
     dataset_tags: str | None = None,
+    dataset_args: str | None = None,
+    tasks: str | None = None,
 ) -> dict[str, Any]:
-    """What a user says of the model with the names that `Trainer.create_model_card` has for it, as numbers."""
+    """
+    What a user says of the model with the names that `Trainer.create_model_card` has for it, as numbers. `tasks` is
+    text classification whatever is said.
+    """
     numbers: dict[str, Any] = {"language": language, "model_name": model_name}
     if finetuned_from is not None:
+        if hub_id(finetuned_from) is None:
+            raise ValueError(
+                f"`finetuned_from` ({finetuned_from!r}) is no repository on the Hub, and folders are not told in a "
+                "card: name the repository, or leave it out."
+            )
         numbers["base_model"] = {"name": finetuned_from, "hub_id": finetuned_from}
     if dataset is not None or dataset_tags is not None:
-        data = {"name": dataset or dataset_tags, "hub_id": dataset_tags}
+        name = f"{dataset or dataset_tags} ({dataset_args})" if dataset_args else dataset or dataset_tags
+        data = {"name": name, "hub_id": dataset_tags}
         numbers["data"] = {key: value for key, value in data.items() if value is not None}
     return {key: value for key, value in numbers.items() if value is not None}
+
+
+def hub_id(name: str | None) -> str | None:
+    """`name` if it can be that of a repository on the Hub; a folder's is not told."""
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return None
+    return None if os.path.exists(name) else name
 
 
 def hub_dataset(dataset: Any) -> str | None:
@@ -110,31 +152,35 @@ def score_numbers(trainer: "OffRampTrainer", dataset: Any) -> dict[str, Any]:
     or the first that `compute_metrics` returns; one that is no share of 1 is left out, and the trade-off of one that
     needs more than the predicted classes as well.
     """
+    if trainer.preprocess_logits_for_metrics is not None:
+        return {}  # what comes out of it are no logits
     prediction = trainer.predict(dataset)
+    if prediction.predictions is None or prediction.label_ids is None:
+        return {}
     logits, labels = np.stack(list(prediction.predictions), axis=1), np.asarray(prediction.label_ids)
     known = labels != -100
     logits, labels = logits[known], labels[known]  # (rows, layers, labels), (rows,)
+    if not len(labels):
+        return {}
 
-    def layer_metrics(answers: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    def layer_metrics(answers: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
         return trainer.layer_metrics(EvalPrediction(predictions=answers, label_ids=truth))
 
-    full = layer_metrics(logits[:, -1], labels)
-    metric = (trainer.args.metric_for_best_model or "").removeprefix("eval_")
-    metric = metric if metric in full else next(iter(full), None)
-    if metric is None or not 0 <= full[metric] <= 1:
+    layers = [layer_metrics(logits[:, layer], labels) for layer in range(logits.shape[1])]
+    metric = choose_metric(layers[-1], trainer.args)
+    if metric is None or not 0 <= layers[-1][metric] <= 1:
         return {}
-    numbers = {
-        "metric": metric,
-        "rows_scored": len(labels),
-        "full_depth": full[metric],
-        "layer_scores": [layer_metrics(logits[:, layer], labels)[metric] for layer in range(logits.shape[1])],
-    }
+    scores = [float(layer[metric]) for layer in layers]
+    numbers = {"metric": metric, "rows_scored": len(labels), "full_depth": scores[-1], "layer_scores": scores}
+    if trainer.args.greater_is_better is False or re.search("loss|error", metric):
+        return numbers  # lower is better, which nothing below understands
 
     def score(classes: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-        return layer_metrics(np.eye(logits.shape[2])[classes], truth)
+        return {metric: float(layer_metrics(np.eye(logits.shape[2])[classes], truth)[metric])}
 
     try:
-        if math.isclose(score(logits[:, -1].argmax(-1), labels)[metric], full[metric], abs_tol=1e-9):
+        of_classes = [score(logits[:, layer].argmax(-1), labels)[metric] for layer in range(logits.shape[1])]
+        if np.allclose(of_classes, scores, rtol=0, atol=1e-9):
             numbers |= trade_off_numbers(logits, labels, score, metric)
     except Exception as error:  # `compute_metrics` is the user's, and was not made for predicted classes
         logger.warning(f"The model card has no trade-off: `compute_metrics` cannot score predicted classes ({error}).")

@@ -152,7 +152,7 @@ class OffRampTrainer(StageTrainer):
     def _inner_training_loop(self, *args, **kwargs):
         if self.off_ramp_mode == "through_backbone" or self.off_ramp_inputs is not None:
             return super()._inner_training_loop(*args, **kwargs)
-        folder = Path(self.args.output_dir) / ".off_ramp_inputs"
+        folder = Path(self.args.output_dir) / "_off_ramp_inputs"  # Trainer pushes nothing of such a name
         try:
             self.off_ramp_inputs = self.compute_off_ramp_inputs(folder)
             return super()._inner_training_loop(*args, **kwargs)

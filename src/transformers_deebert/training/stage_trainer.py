@@ -9,7 +9,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import is_peft_available, logging
 
 from ..hub.model_card import write_model_card
-from .card_numbers import card_arguments, run_numbers
+from .card_numbers import card_arguments, hub_id, run_numbers
 from .training_arguments import DeeBertTrainingArguments
 
 
@@ -65,6 +65,8 @@ class StageTrainer(Trainer):
                 f"`model` is a `{type(self.early_exit_model).__name__}`, which has no off-ramps: load it with "
                 "`DeeBertForSequenceClassification` or the class of its family."
             )
+        # Before a folder that the model came from can be gone and look like a repository.
+        self.base_model_id = hub_id(self.early_exit_model.name_or_path)
         self.freeze()
 
     @property

@@ -1,6 +1,7 @@
 """Both stages, one behind the other."""
 
 import copy
+import json
 from pathlib import Path
 
 from accelerate import PartialState
@@ -12,13 +13,16 @@ from transformers.utils import logging
 
 from ..hub.model_card import write_model_card
 from .backbone_trainer import BackboneTrainer
-from .card_numbers import card_arguments, run_numbers, score_numbers
+from .card_numbers import card_arguments, run_numbers, score_numbers, stage_numbers
 from .off_ramp_trainer import OffRampTrainer, check_map_style, choose_mode
 from .stage_trainer import StageTrainer, has_trainer_state, is_peft, last_complete_checkpoint
 from .training_arguments import DeeBertTrainingArguments
 
 
 logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("hub_model_id", "hub_token", "hub_private_repo", "hub_revision")
+STAGE_NUMBERS_FILE = "stage_numbers.json"
 
 
 class TwoStageTrainer:
@@ -81,12 +85,10 @@ class TwoStageTrainer:
                 "`optimizers` is given, but each stage needs an optimizer and a schedule of its own: choose them in "
                 "the stages' arguments, or run `BackboneTrainer` and `OffRampTrainer` one after the other."
             )
-        ids = {args.hub_model_id for args in (backbone_args, off_ramp_args)} - {None}
-        if len(ids) == 2:
-            raise ValueError(f"`backbone_args` and `off_ramp_args` must have one `hub_model_id`, got {sorted(ids)}.")
-        self.hub_model_id = next(iter(ids), None)
+        self.hub = {name: one_of(name, backbone_args, off_ramp_args) for name in HUB_ARGUMENTS}
         self.push_at_the_end = backbone_args.push_to_hub or off_ramp_args.push_to_hub
         self.numbers: dict = {}  # what is known of the finished model, for its card
+        self.said: dict = {}  # what the user has said of it
         self.model = model
         self.model_init = model_init
         self.output_dir = Path(backbone_args.output_dir)
@@ -139,12 +141,19 @@ class TwoStageTrainer:
 
     def collect_numbers(self) -> dict:
         """What the run knows of the model, and what one pass over `eval_dataset`, if there is one, says of it."""
-        trainers = {"backbone": self.backbone_trainer, "off_ramps": self.off_ramp_trainer}
-        numbers = run_numbers({name: trainer for name, trainer in trainers.items() if trainer is not None})
+        numbers = run_numbers({"off_ramps": self.off_ramp_trainer})
+        for args in (self.backbone_args, self.off_ramp_args):  # those of an earlier process as well
+            path = Path(args.output_dir) / STAGE_NUMBERS_FILE
+            if path.is_file():
+                numbers["training"][path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
         rows = self.trainer_kwargs.get("eval_dataset")
-        if rows is not None and not isinstance(rows, dict):
-            numbers |= score_numbers(self.off_ramp_trainer, rows)
-        return numbers
+        if rows is None or isinstance(rows, dict):
+            return numbers
+        try:
+            return numbers | score_numbers(self.off_ramp_trainer, rows)
+        except Exception as error:  # metrics and data are the user's; the trained model is not to be lost for a card
+            logger.warning(f"The model card has no scores: `eval_dataset` cannot be scored ({error}).")
+            return numbers
 
     def backbone_is_trained(self) -> bool:
         """Whether stage 1 was finished: its folder then holds the trainer state, written behind the model."""
@@ -192,9 +201,12 @@ class TwoStageTrainer:
         if trainer.is_world_process_zero():
             self.write_card(folder, **card)
 
-    def write_card(self, folder: str, language=None, license=None, tags=None, model_id=None, **said) -> None:
-        numbers = self.numbers | card_arguments(language, **said)
-        write_model_card(folder, numbers or None, model_id=model_id, license=license, tags=tags)
+    def write_card(self, folder: str, model_id: str | None = None, **said) -> None:
+        said = self.said | {name: value for name, value in said.items() if value is not None}
+        of_numbers = {name: value for name, value in said.items() if name not in ("license", "tags")}
+        numbers = self.numbers | card_arguments(**of_numbers)
+        self.said = said  # also the next time
+        write_model_card(folder, numbers, model_id=model_id, license=said.get("license"), tags=said.get("tags"))
 
     def push_to_hub(
         self,
@@ -218,16 +230,19 @@ class TwoStageTrainer:
         Returns:
             `CommitInfo` on the main process, `None` on others.
         """
-        args = self.off_ramp_args
-        token, revision = token or args.hub_token, revision or args.hub_revision
-        private = args.hub_private_repo if private is None else private
+        token, revision = token or self.hub["hub_token"], revision or self.hub["hub_revision"]
+        private = self.hub["hub_private_repo"] if private is None else private
+        # Mistakes in what the card is to say show before anything is pushed.
+        card_arguments(**{name: value for name, value in card.items() if name not in ("license", "tags")})
         if not self.get_off_ramp_trainer().is_world_process_zero():
             self.save_model()
             return None
         api = HfApi(token=token)
-        name = self.hub_model_id or self.output_dir.absolute().name
+        name = self.hub["hub_model_id"] or self.output_dir.absolute().name
         repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
-        card.setdefault("model_name", repo_id.split("/")[-1])
+        if revision is not None:
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        self.said.setdefault("model_name", repo_id.split("/")[-1])
         self.save_model(model_id=repo_id, **card)
         return api.upload_folder(
             repo_id=repo_id,
@@ -236,6 +251,15 @@ class TwoStageTrainer:
             revision=revision,
             ignore_patterns=["backbone/*", "off_ramps/*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "_*", ".*"],
         )
+
+
+def one_of(name: str, *stages: DeeBertTrainingArguments):
+    """What the stages' arguments say of one repository; raises `ValueError` where they differ."""
+    values = {getattr(args, name) for args in stages} - {None, False}
+    if len(values) > 1:
+        shown = sorted(values) if name != "hub_token" else "different ones"
+        raise ValueError(f"`backbone_args` and `off_ramp_args` must have one `{name}`, got {shown}.")
+    return next(iter(values), None)
 
 
 def stage_arguments(args: DeeBertTrainingArguments, stage: str) -> DeeBertTrainingArguments:
@@ -278,4 +302,10 @@ def run_stage(trainer: StageTrainer, resume: bool | None) -> TrainOutput:
     output = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        path, numbers = Path(trainer.args.output_dir) / STAGE_NUMBERS_FILE, stage_numbers(trainer)
+        if checkpoint is not None:  # the seconds are those of a part
+            numbers.pop("seconds", None)
+            numbers = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}) | numbers
+        path.write_text(json.dumps(numbers, indent=2), encoding="utf-8")
     return output
