@@ -49,6 +49,8 @@ from .registration import register
 
 
 if TYPE_CHECKING:
+    from .analysis.exit_curve import ExitCurve, exit_curve
+    from .analysis.exit_table import ExitTable, collect_exits
     from .analysis.plots import plot_trade_off
     from .analysis.sweep import (
         HeldOutPoint,
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
         pick_operating_points,
         sweep_thresholds,
     )
+    from .analysis.threshold_choice import ThresholdChoice, pick_threshold
     from .analysis.timing import describe_machine, time_thresholds
     from .hub.model_card import create_model_card, write_model_card
     from .training.backbone_trainer import BackboneTrainer
@@ -74,6 +77,9 @@ _LAZY = {
         ("analysis.sweep", "analysis"),
     ),
     **dict.fromkeys(("describe_machine", "time_thresholds"), ("analysis.timing", "analysis")),
+    **dict.fromkeys(("ExitTable", "collect_exits"), ("analysis.exit_table", "analysis")),
+    **dict.fromkeys(("ExitCurve", "exit_curve"), ("analysis.exit_curve", "analysis")),
+    **dict.fromkeys(("ThresholdChoice", "pick_threshold"), ("analysis.threshold_choice", "analysis")),
     **dict.fromkeys(("create_model_card", "write_model_card"), ("hub.model_card", "analysis")),
     "plot_trade_off": ("analysis.plots", "analysis"),
     "BackboneTrainer": ("training.backbone_trainer", "train"),
@@ -121,19 +127,25 @@ __all__ = [
     "EntropyCriterion",
     "ExitCandidate",
     "ExitCriterion",
+    "ExitCurve",
+    "ExitTable",
     "HeldOutPoint",
     "OffRampTrainer",
     "OperatingPoint",
+    "ThresholdChoice",
     "TwoStageTrainer",
     "__version__",
+    "collect_exits",
     "convert_checkpoint",
     "create_model_card",
     "describe_machine",
     "entropy",
+    "exit_curve",
     "exit_layers",
     "from_backbone",
     "layer_scores",
     "pick_operating_points",
+    "pick_threshold",
     "plot_trade_off",
     "sweep_thresholds",
     "time_thresholds",

@@ -276,9 +276,9 @@ def test_data_sets(tmp_path):
 
 def test_cached_inputs_are_the_backbones(tmp_path, monkeypatch):
     """Windows smaller than the data: rows stay in order, and equal the pooled states of each row alone."""
-    from transformers_deebert.training import off_ramp_inputs
+    from transformers_deebert.analysis import row_windows
 
-    monkeypatch.setattr(off_ramp_inputs, "WINDOW", 10)
+    monkeypatch.setattr(row_windows, "WINDOW", 10)
     model = make_tiny(off_ramp_pooling="mean")
     trainer = OffRampTrainer(model, make_args(tmp_path), **DATA)
     inputs = trainer.compute_off_ramp_inputs(tmp_path / "cache")

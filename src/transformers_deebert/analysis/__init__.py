@@ -1,5 +1,7 @@
 """Trade-off curves, operating points and measured run times of an early-exit model."""
 
+from .exit_curve import ExitCurve, exit_curve
+from .exit_table import ExitTable, collect_exits
 from .plots import plot_trade_off
 from .sweep import (
     HeldOutPoint,
@@ -12,19 +14,26 @@ from .sweep import (
     sweep_thresholds,
 )
 from .tables import format_table, write_csv, write_json
+from .threshold_choice import ThresholdChoice, pick_threshold
 from .timing import RuntimeFigure, describe_machine, time_models, time_thresholds
 
 
 __all__ = [
+    "ExitCurve",
+    "ExitTable",
     "HeldOutPoint",
     "OperatingPoint",
     "RuntimeFigure",
+    "ThresholdChoice",
+    "collect_exits",
     "describe_machine",
     "entropies",
+    "exit_curve",
     "exit_layers",
     "format_table",
     "layer_scores",
     "pick_operating_points",
+    "pick_threshold",
     "plot_trade_off",
     "row_worth",
     "sweep_thresholds",

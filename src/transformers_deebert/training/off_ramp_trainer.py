@@ -11,8 +11,9 @@ from torch.utils.data import IterableDataset, RandomSampler
 from transformers import EvalPrediction, default_data_collator
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ..analysis.row_windows import write_windows
 from ..models.inputs_deebert import check_labels
-from .off_ramp_inputs import OffRampInputs, check_free_space, pooled_windows, write_windows
+from .off_ramp_inputs import OffRampInputs, check_free_space, pooled_windows
 from .stage_trainer import StageTrainer, is_peft
 from .training_arguments import DeeBertTrainingArguments
 
