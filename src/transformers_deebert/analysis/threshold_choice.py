@@ -114,8 +114,11 @@ def pick_threshold(
     return read_choice(reading, float(curve.thresholds[point]), met, reason if met else failed, seed)
 
 
-def guaranteed_choice(table: ExitTable, bound: float, confidence: float, seed: int) -> ThresholdChoice:
-    """The highest threshold of the sequence before the first whose harmful flips might be more than `bound`."""
+def guaranteed_threshold(table: ExitTable, bound: float, confidence: float) -> tuple[float, int]:
+    """
+    The highest threshold of the sequence before the first whose share of harmful flips might be more than `bound`, and
+    its harmful flips; 0 where that is the very first.
+    """
     from scipy.stats import binom
 
     rows, classes = len(table), table.logits.shape[2]
@@ -127,6 +130,12 @@ def guaranteed_choice(table: ExitTable, bound: float, confidence: float, seed: i
         if binom.cdf(flips, rows, bound) > 1 - confidence:
             break
         chosen, harmful = float(threshold), flips
+    return chosen, harmful
+
+
+def guaranteed_choice(table: ExitTable, bound: float, confidence: float, seed: int) -> ThresholdChoice:
+    """The choice of [`guaranteed_threshold`], or why nothing could be promised."""
+    rows, (chosen, harmful) = len(table), guaranteed_threshold(table, bound, confidence)
     exits, _ = table.exits_at(chosen)
     met = bool((exits < table.num_layers).any())
     promise = f"the accuracy on new rows of the same distribution is at most {100 * bound:g} points below full depth"
@@ -134,10 +143,11 @@ def guaranteed_choice(table: ExitTable, bound: float, confidence: float, seed: i
         reason = f"With {confidence:.0%} confidence {promise}: {harmful} harmful flips in {rows:,} rows."
         return read_choice(table, chosen, True, reason, seed, harmful)
     needed = math.ceil(math.log(1 - confidence) / math.log1p(-bound))
-    enough = f"even without a single harmful flip it takes {needed:,} rows" if rows < needed else ""
-    if not enough:
-        enough = f"too many of these {rows:,} rows are answered wrong as soon as any leaves early"
-    reason = f"No threshold lets anything out so that, with {confidence:.0%} confidence, {promise}: {enough}."
+    if rows < needed:
+        why = f"even without a single harmful flip it takes {needed:,} rows, and there are {rows:,}"
+    else:
+        why = f"as soon as any of these {rows:,} rows leaves early, too many are answered wrong"
+    reason = f"No threshold lets anything out so that, with {confidence:.0%} confidence, {promise}: {why}."
     return read_choice(table, 0.0, False, reason, seed, 0)
 
 
