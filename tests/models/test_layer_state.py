@@ -111,3 +111,23 @@ def test_resize_columns_keeps_what_fits():
     tensor = torch.arange(6).reshape(2, 3)
     assert resize_columns(tensor, 2).tolist() == [[0, 1], [3, 4]]
     assert resize_columns(tensor, 4).tolist() == [[0, 1, 2, 0], [3, 4, 5, 0]]
+
+
+def test_tokens_of_the_layers_go_with_their_rows():
+    """ModernBERT's positions; states with and without them are not joined."""
+    model = make_model("modernbert")
+    batch = make_batch("modernbert", lengths=(12, 5, 9), side="left")
+    positions = (batch["attention_mask"].cumsum(1) * 2).clamp(min=1)  # every second place
+    expected = model(**batch, position_ids=positions)
+    assert not torch.allclose(expected.logits, model(**batch).logits, atol=1e-3)
+    with_positions, _ = model.base_model.begin(**batch, position_ids=positions)
+    narrow = with_positions.select(torch.tensor([1])).resize(5)
+    assert narrow.tokens["position_ids"].tolist() == [[2, 4, 6, 8, 10]]
+    joined = LayerState.cat([narrow, with_positions.select(torch.tensor([0, 2]))])
+    for _ in range(NUM_LAYERS):
+        model.base_model.advance(joined)
+    logits = model.classify(model.base_model.readout(joined.hidden), joined.mask)
+    torch.testing.assert_close(logits, expected.logits[[1, 0, 2]], atol=1e-5, rtol=1e-5)
+    without, _ = model.base_model.begin(**batch)
+    with pytest.raises(ValueError, match="`states` were begun with different arguments"):
+        LayerState.cat([with_positions, without])

@@ -85,6 +85,11 @@ class LayerState:
                 f"`states` are at layers {[state.layer for state in states]}: only states at the same layer can be "
                 "joined."
             )
+        if any(state.tokens.keys() != first.tokens.keys() for state in states):
+            raise ValueError(
+                f"`states` were begun with different arguments ({[sorted(state.tokens) for state in states]}): give "
+                "them to all batches or to none."
+            )
         width = max(state.mask.shape[1] for state in states)
         states = [state.resize(width) for state in states]
         return replace(
