@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     )
     from .analysis.threshold_choice import ThresholdChoice, pick_threshold
     from .analysis.timing import describe_machine, time_thresholds
+    from .hub.applied_threshold import apply_threshold
     from .hub.model_card import create_model_card, write_model_card
     from .training.backbone_trainer import BackboneTrainer
     from .training.off_ramp_trainer import OffRampTrainer
@@ -81,6 +82,7 @@ _LAZY = {
     **dict.fromkeys(("ExitCurve", "exit_curve"), ("analysis.exit_curve", "analysis")),
     **dict.fromkeys(("ThresholdChoice", "pick_threshold"), ("analysis.threshold_choice", "analysis")),
     **dict.fromkeys(("create_model_card", "write_model_card"), ("hub.model_card", "analysis")),
+    "apply_threshold": ("hub.applied_threshold", "analysis"),
     "plot_trade_off": ("analysis.plots", "analysis"),
     "BackboneTrainer": ("training.backbone_trainer", "train"),
     "DeeBertTrainingArguments": ("training.training_arguments", "train"),
@@ -135,6 +137,7 @@ __all__ = [
     "ThresholdChoice",
     "TwoStageTrainer",
     "__version__",
+    "apply_threshold",
     "collect_exits",
     "convert_checkpoint",
     "create_model_card",
