@@ -1,5 +1,10 @@
 """Exits collected in one pass: what the model really does, on disk and in memory; and the exact curve."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +162,30 @@ def test_the_curve_is_exact(table):
         np.testing.assert_allclose(curve.f1, [point.scores["f1"] for point in points], atol=1e-12)
     assert len({tuple(table.exits_at(threshold)[0]) for threshold in curve.thresholds}) == len(curve)
     assert (np.diff(curve.layer_saving) > 0).all()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rows(tmp_path):
+    """Both get the whole table, in the order of the data."""
+    here = Path(__file__).parent
+    folders = os.pathsep.join([str(here), str(here.parent), str(here.parent / "training")])
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc_per_node=2",
+            here / "exit_task.py",
+            tmp_path / "exits",
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([folders, os.environ.get("PYTHONPATH", "")])},
+        check=True,
+    )
+    alone = collect_exits(make_model(off_ramp_pooling="mean"), make_rows(), collate, progress=False)
+    for rank in (0, 1):
+        table = ExitTable.load(f"{tmp_path / 'exits'}-seen-by-{rank}")
+        np.testing.assert_allclose(table.logits, alone.logits, atol=1e-5, rtol=1e-5)
+        assert table.ids.tolist() == alone.ids.tolist()
+        assert table.labels.tolist() == alone.labels.tolist()
+    with pytest.raises(ValueError, match="`dataset` has no rows"):
+        collect_exits(make_model(), [], collate, output_dir=tmp_path)
