@@ -14,6 +14,19 @@ pytestmark = pytest.mark.gradients
 SCRIPT = str(Path(__file__).parent / "tiny_task.py")
 
 
+def test_both_stages_and_the_card(tmp_path):
+    """One process writes; the numbers are those of all rows."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
+    result = subprocess.run(
+        [*command, "--output_dir", str(tmp_path), "--what", "both"], capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["rows_scored"] == 31
+    assert numbers["training"]["backbone"]["batch_size"] == 16
+    assert "### Every layer alone" in (tmp_path / "README.md").read_text()
+
+
 def launch(processes, folder, *options):
     # `accelerate launch --cpu` starts several processes through MPI only; under torchrun the script is the same.
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -30,9 +43,13 @@ def launch(processes, folder, *options):
     return numbers, load_file(folder / "model.safetensors")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("what", "mode"), [("backbone", "cached"), ("off_ramps", "cached"), ("off_ramps", "through_backbone")]
+    ("what", "mode"),
+    [
+        ("backbone", "cached"),
+        pytest.param("off_ramps", "cached", marks=pytest.mark.slow),
+        pytest.param("off_ramps", "through_backbone", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_are_one(tmp_path, what, mode):
     options = ("--what", what, "--mode", mode)

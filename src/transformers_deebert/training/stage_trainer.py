@@ -106,6 +106,8 @@ class StageTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
+        if not self.args.should_save:
+            return  # every process comes here, one of them saves
         # A checkpoint that is shared holds nothing pickled, and nobody's folders.
         folder = Path(output_dir or self.args.output_dir)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
