@@ -1,6 +1,7 @@
 """What every exit of a model says of every row of a data set, collected in one pass at full depth."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -207,6 +208,9 @@ def collect_exits(
 
 def _processes() -> tuple[int, int, Callable[[], None]]:
     """This process's number, how many there are, and how to wait for all."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return 0, 1, lambda: None
-    return torch.distributed.get_rank(), torch.distributed.get_world_size(), torch.distributed.barrier
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes, state.wait_for_everyone
