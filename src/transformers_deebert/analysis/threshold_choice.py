@@ -105,8 +105,8 @@ def pick_threshold(
         allowed = np.nonzero(curve.accuracy >= curve.accuracy[0] - bound - 1e-12)[0]
         point = int(allowed[curve.layer_saving[allowed].argmax()])
         met = bool(curve.layer_saving[point] > 0)
-        target = f"the one that saves most while losing at most {100 * bound:g} points of accuracy"
-        failed = f"No threshold saves anything while losing at most {100 * bound:g} points of accuracy."
+        target = f"the one that saves most while losing at most {points(bound)} of accuracy"
+        failed = f"No threshold saves anything while losing at most {points(bound)} of accuracy."
     reason = (
         f"Among the {len(curve):,} thresholds at which a decision changes, {target} on {len(choosing):,} rows, read "
         f"on {len(reading):,} others."
@@ -138,7 +138,7 @@ def guaranteed_choice(table: ExitTable, bound: float, confidence: float, seed: i
     rows, (chosen, harmful) = len(table), guaranteed_threshold(table, bound, confidence)
     exits, _ = table.exits_at(chosen)
     met = bool((exits < table.num_layers).any())
-    promise = f"the accuracy on new rows of the same distribution is at most {100 * bound:g} points below full depth"
+    promise = f"the accuracy on new rows of the same distribution is at most {points(bound)} below full depth"
     if met:
         reason = f"With {confidence:.0%} confidence {promise}: {harmful} harmful flips in {rows:,} rows."
         return read_choice(table, chosen, True, reason, seed, harmful)
@@ -180,3 +180,8 @@ def read_choice(
 def interval(values: list[float]) -> tuple[float, float]:
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
+
+
+def points(share: float) -> str:
+    """A share of 1 in words: 0.01 is one point."""
+    return f"{100 * share:g} point{'' if share == 0.01 else 's'}"
