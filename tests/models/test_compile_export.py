@@ -5,6 +5,12 @@ import torch
 from conftest import NUM_LAYERS, make_batch, make_model, off_ramp_answers, spread_thresholds
 
 
+@pytest.fixture(autouse=True)
+def each_family_compiles_anew():
+    """The loop is the same code for all families, and dynamo recompiles one function so many times only."""
+    torch.compiler.reset()
+
+
 @pytest.mark.slow
 def test_compiled_full_depth_has_no_graph_break(family):
     model, batch = make_model(family), make_batch(family)
