@@ -9,40 +9,42 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from .families import from_backbone
-from .hub.conversion import convert_checkpoint
-from .hub.endpoint import write_endpoint_handler
-from .models.exit_criteria_deebert import EntropyCriterion, ExitCandidate, ExitCriterion, entropy
-from .models.modeling_deealbert import DeeAlbertConfig, DeeAlbertForSequenceClassification, DeeAlbertModel
-from .models.modeling_deebert import DeeBertConfig, DeeBertForSequenceClassification, DeeBertModel
-from .models.modeling_deecamembert import (
+from .families import (
+    DeeAlbertConfig,
+    DeeAlbertForSequenceClassification,
+    DeeAlbertModel,
+    DeeBertConfig,
+    DeeBertForSequenceClassification,
+    DeeBertModel,
     DeeCamembertConfig,
     DeeCamembertForSequenceClassification,
     DeeCamembertModel,
-)
-from .models.modeling_deedeberta_v2 import (
     DeeDebertaV2Config,
     DeeDebertaV2ForSequenceClassification,
     DeeDebertaV2Model,
-)
-from .models.modeling_deedistilbert import (
     DeeDistilBertConfig,
     DeeDistilBertForSequenceClassification,
     DeeDistilBertModel,
-)
-from .models.modeling_deeelectra import DeeElectraConfig, DeeElectraForSequenceClassification, DeeElectraModel
-from .models.modeling_deemodernbert import (
+    DeeElectraConfig,
+    DeeElectraForSequenceClassification,
+    DeeElectraModel,
     DeeModernBertConfig,
     DeeModernBertForSequenceClassification,
     DeeModernBertModel,
-)
-from .models.modeling_deempnet import DeeMPNetConfig, DeeMPNetForSequenceClassification, DeeMPNetModel
-from .models.modeling_deeroberta import DeeRobertaConfig, DeeRobertaForSequenceClassification, DeeRobertaModel
-from .models.modeling_deexlm_roberta import (
+    DeeMPNetConfig,
+    DeeMPNetForSequenceClassification,
+    DeeMPNetModel,
+    DeeRobertaConfig,
+    DeeRobertaForSequenceClassification,
+    DeeRobertaModel,
     DeeXLMRobertaConfig,
     DeeXLMRobertaForSequenceClassification,
     DeeXLMRobertaModel,
+    from_backbone,
 )
+from .hub.conversion import convert_checkpoint
+from .hub.endpoint import write_endpoint_handler
+from .models.exit_criteria_deebert import EntropyCriterion, ExitCandidate, ExitCriterion, entropy
 from .models.outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOutput
 from .models.pipeline_deebert import EarlyExitTextClassificationPipeline
 from .registration import register

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from .row_windows import read_columns, run_windows, token_count, write_windows
-from .sweep import Threshold, _answers_at, entropies
+from .sweep import Threshold, answers_at, entropies
 
 
 ARROW_FILE, FACTS_FILE = "exits.arrow", "exits.json"
@@ -63,7 +63,7 @@ class ExitTable:
 
     def exits_at(self, threshold: Threshold) -> tuple[np.ndarray, np.ndarray]:
         """Exit layers (1-based) and predicted classes at a threshold, each of shape `(rows,)`."""
-        return _answers_at(self.entropies, self.answers, threshold)
+        return answers_at(self.entropies, self.answers, threshold)
 
     def select(self, rows: np.ndarray) -> "ExitTable":
         """The table of some rows, by index or mask."""

@@ -309,7 +309,7 @@ def pick_operating_points(
         allowed = [point for point in candidates if point.scores[metric] >= floor] or [full_on_choosing]
         chosen = max(allowed, key=lambda point: (point.layer_saving, point.scores[metric]))
         read = _operating_point(*reading, chosen.threshold, score)
-        exits, picked = _answers_at(*reading[:2], chosen.threshold)
+        exits, picked = answers_at(*reading[:2], chosen.threshold)
         changes = [score(picked[draw], reading[2][draw])[metric] for draw in draws] - full_draws
         savings = 1 - exits[draws].mean(axis=1) / logits.shape[1]
         points.append(
@@ -319,8 +319,8 @@ def pick_operating_points(
                 read=read,
                 full=full,
                 score_change=read.scores[metric] - full.scores[metric],
-                score_change_interval=_interval(changes, confidence),
-                layer_saving_interval=_interval(savings, confidence),
+                score_change_interval=interval(changes, confidence),
+                layer_saving_interval=interval(savings, confidence),
                 row_worth=worth,
                 rows=len(reading[2]),
             )
@@ -371,7 +371,7 @@ def _operating_point(
     entropy: np.ndarray, answers: np.ndarray, labels: np.ndarray, threshold: Threshold, score: Score
 ) -> OperatingPoint:
     layers = entropy.shape[1]
-    exits, picked = _answers_at(entropy, answers, threshold)
+    exits, picked = answers_at(entropy, answers, threshold)
     ratio = float(exits.sum() / (len(exits) * layers))
     return OperatingPoint(
         threshold=normalize_threshold(threshold),
@@ -382,7 +382,7 @@ def _operating_point(
     )
 
 
-def _answers_at(entropy: np.ndarray, answers: np.ndarray, threshold: Threshold) -> tuple[np.ndarray, np.ndarray]:
+def answers_at(entropy: np.ndarray, answers: np.ndarray, threshold: Threshold) -> tuple[np.ndarray, np.ndarray]:
     exits = _first_below(entropy, _check_threshold(threshold, entropy.shape[1]))
     return exits, answers[np.arange(len(exits)), exits - 1]
 
@@ -393,7 +393,7 @@ def _first_below(entropy: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return leaves.argmax(axis=1).astype(np.int64) + 1
 
 
-def _interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from .exit_curve import exit_curve
 from .exit_table import ExitTable
+from .sweep import interval
 
 
 # The guarantee tests the thresholds ln(labels) * i / STEPS in turn, a sequence that is fixed before any data is seen.
@@ -161,25 +162,20 @@ def read_choice(
     full = (table.answers[:, -1] == table.labels).astype(float)
     generator = np.random.default_rng(seed)
     draws = [generator.integers(0, len(table), len(table)) for _ in range(1000)]
-    savings, changes = ([float(values[draw].mean()) for draw in draws] for values in (saving, right - full))
+    savings, changes = (np.array([values[draw].mean() for draw in draws]) for values in (saving, right - full))
     return ThresholdChoice(
         threshold=threshold,
         met=met,
         reason=reason,
         layer_saving=float(saving.mean()),
-        layer_saving_interval=interval(savings),
+        layer_saving_interval=interval(savings, 0.95),
         accuracy=float(right.mean()),
         full_accuracy=float(full.mean()),
         accuracy_change=float((right - full).mean()),
-        accuracy_change_interval=interval(changes),
+        accuracy_change_interval=interval(changes, 0.95),
         rows=len(table),
         harmful_flips=harmful,
     )
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def points(share: float) -> str:

@@ -134,7 +134,8 @@ class TwoStageTrainer:
         outputs["off_ramps"] = run_stage(self.off_ramp_trainer, resume_from_checkpoint)
         self.off_ramp_trainer.save_model(str(self.output_dir))  # before anything else can fail
         self.numbers = self.collect_numbers()
-        self.save_model()
+        if self.off_ramp_trainer.is_world_process_zero():
+            self.write_card(str(self.output_dir))
         if self.push_at_the_end:
             self.push_to_hub()
         return outputs
