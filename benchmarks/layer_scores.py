@@ -17,7 +17,14 @@ import transformers
 from sentences import arguments, read
 from transformers import AutoTokenizer, set_seed
 
-from transformers_deebert import BackboneTrainer, OffRampTrainer, from_backbone, sweep_thresholds
+from transformers_deebert import (
+    BackboneTrainer,
+    ExitTable,
+    OffRampTrainer,
+    from_backbone,
+    layer_scores,
+    sweep_thresholds,
+)
 from transformers_deebert.analysis.timing import describe_machine
 
 
@@ -32,8 +39,8 @@ def train_backbone(args, data):
     return model
 
 
-def exit_logits(backbone, pooling, args, data):
-    """Logits of all exits on the validation rows, `(rows, layers, labels)`, and their labels, after stage 2."""
+def exit_table(backbone, pooling, args, data):
+    """What all exits say of the validation rows after stage 2."""
     train, validation, tokenizer = data
     set_seed(args.seed)
     model = from_backbone(args.model, num_labels=args.num_labels, off_ramp_pooling=pooling)
@@ -44,11 +51,7 @@ def exit_logits(backbone, pooling, args, data):
         trainer = OffRampTrainer(model, stage_2, train_dataset=train, processing_class=tokenizer)
         trainer.train()
         result = trainer.predict(validation)
-    return np.stack(result.predictions, axis=1), result.label_ids
-
-
-def accuracy(predictions, labels):
-    return {"accuracy": 100 * float((predictions == labels).mean())}
+    return ExitTable.from_logits(np.stack(result.predictions, axis=1), result.label_ids)
 
 
 def main():
@@ -72,12 +75,12 @@ def main():
     data = (read(args.train_file, tokenizer, args.rows), read(args.validation_file, tokenizer), tokenizer)
     backbone = train_backbone(args, data)
     for pooling in args.pooling:
-        logits, labels = exit_logits(backbone, pooling, args, data)
-        layers = [accuracy(logits[:, layer].argmax(-1), labels)["accuracy"] for layer in range(logits.shape[1])]
-        print(f"{pooling:9} layers 1-{len(layers)}:", *(f"{score:.1f}" for score in layers), flush=True)
-        for point in sweep_thresholds(logits, labels, args.thresholds, accuracy):
+        table = exit_table(backbone, pooling, args, data)
+        layers = [scores["accuracy"] for scores in layer_scores(table)]
+        print(f"{pooling:9} layers 1-{len(layers)}:", *(f"{100 * score:.1f}" for score in layers), flush=True)
+        for point in sweep_thresholds(table, args.thresholds):
             print(
-                f"{pooling:9} S = {point.threshold:g}: {point.scores['accuracy']:.1f} % at "
+                f"{pooling:9} S = {point.threshold:g}: {100 * point.scores['accuracy']:.1f} % at "
                 f"{100 * point.layer_saving:.1f} % saved",
                 flush=True,
             )

@@ -8,9 +8,9 @@ import numpy as np
 from glue_tasks import GlueTask
 
 from transformers_deebert.analysis import (
-    HeldOutPoint,
     OperatingPoint,
     RuntimeFigure,
+    ThresholdChoice,
     format_table,
     plot_trade_off,
     write_csv,
@@ -88,22 +88,20 @@ def layer_rows(seeds: Sequence[Sequence[Mapping[str, float]]]) -> list[Row]:
     return rows
 
 
-def held_out_rows(seeds: Sequence[Sequence[HeldOutPoint]], metric: str) -> list[Row]:
-    """One row an operating point, from those of each seed; intervals are means of the seeds' intervals."""
+def choice_rows(seeds: Sequence[Mapping[float, ThresholdChoice]], metric: str) -> list[Row]:
+    """One row an allowed loss, from the choices of each seed; intervals are means of the seeds' intervals."""
     rows = []
-    for points in zip(*seeds, strict=True):
-        row: Row = {"max_drop": points[0].max_drop}
-        row |= mean_and_spread("threshold", [point.read.threshold for point in points])
-        row |= mean_and_spread(metric, [point.read.scores[metric] for point in points])
-        for name, read in (
-            ("score_change", lambda point: point.score_change),
-            ("layer_saving", lambda point: point.read.layer_saving),
-        ):
-            row |= mean_and_spread(name, [read(point) for point in points])
-            intervals = [getattr(point, f"{name}_interval") for point in points]
+    for max_drop in seeds[0]:
+        choices = [choices[max_drop] for choices in seeds]
+        row: Row = {"max_drop": max_drop}
+        row |= mean_and_spread("threshold", [choice.threshold for choice in choices])
+        row |= mean_and_spread(metric, [choice.score for choice in choices])
+        for name in ("score_change", "layer_saving"):
+            row |= mean_and_spread(name, [getattr(choice, name) for choice in choices])
+            intervals = [getattr(choice, f"{name}_interval") for choice in choices]
             row[f"{name}_low"], row[f"{name}_high"] = np.mean(intervals, axis=0).tolist()
-        row["row_worth"] = float(np.mean([point.row_worth for point in points]))
-        row["rows"] = points[0].rows
+        row["row_worth"] = float(np.mean([choice.row_worth for choice in choices]))
+        row["rows"] = choices[0].rows
         rows.append(row)
     return rows
 
@@ -141,7 +139,7 @@ def summarize(
     seeds: list[int],
     curves: Sequence[Sequence[OperatingPoint]],
     layers: Sequence[Sequence[Mapping[str, float]]],
-    points: Sequence[Sequence[HeldOutPoint]],
+    choices: Sequence[Mapping[float, ThresholdChoice]],
     figures: Mapping[float, RuntimeFigure],
     seconds: Mapping[str, float] | None,
     baseline: str | None,
@@ -161,12 +159,12 @@ def summarize(
         "seeds": seeds,
         "layers": layer_rows(layers),
         "trade_off": table,
-        "operating_points": held_out_rows(points, metric),
+        "operating_points": choice_rows(choices, metric),
         "timing": list(figures.values()),
         "baseline_seconds": seconds,
         "each_seed": [
-            {"seed": seed, "trade_off": list(curve), "layers": list(scores), "operating_points": list(chosen)}
-            for seed, curve, scores, chosen in zip(seeds, curves, layers, points, strict=True)
+            {"seed": seed, "trade_off": list(curve), "layers": list(scores), "operating_points": list(chosen.values())}
+            for seed, curve, scores, chosen in zip(seeds, curves, layers, choices, strict=True)
         ],
     }
 

@@ -11,7 +11,6 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import quickstart_data
 import torch
 import transformers
@@ -29,6 +28,8 @@ from transformers_deebert import (
     DeeBertForSequenceClassification,
     DeeBertTrainingArguments,
     TwoStageTrainer,
+    collect_exits,
+    pick_threshold,
     write_model_card,
 )
 from transformers_deebert.analysis import plot_trade_off, sweep_thresholds, time_thresholds, write_json
@@ -44,7 +45,6 @@ SENTENCES = (
 )
 MAX_LENGTH = 128
 MAX_DROP = 0.01  # of accuracy against full depth, on the sentences that the threshold is chosen on
-CANDIDATES = tuple(hundredth / 100 for hundredth in range(1, 70))  # thresholds to choose from, up to ln 2
 SHOWN = (0.0, 0.1, 0.2, 0.4, 0.6)  # thresholds in the table
 
 
@@ -75,10 +75,6 @@ class QuickstartArguments:
             raise ValueError(f"`repeats` must be 1 or more, got {self.repeats}.")
 
 
-def accuracy(answers: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    return {"accuracy": float((answers == labels).mean())}
-
-
 def encode(rows: list[dict], tokenizer) -> Dataset:
     return Dataset.from_list(rows).map(
         lambda batch: tokenizer(batch["text"], truncation=True, max_length=MAX_LENGTH),
@@ -100,13 +96,6 @@ def stage_arguments(arguments: QuickstartArguments, **of_the_stage) -> DeeBertTr
         dataloader_pin_memory=torch.cuda.is_available(),
         **of_the_stage,
     )
-
-
-def choose_threshold(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The threshold that saves most layers among those that lose at most `MAX_DROP` against full depth."""
-    full, *points = sweep_thresholds(logits, labels, [0.0, *CANDIDATES], accuracy)
-    allowed = [point for point in points if point.scores["accuracy"] >= full.scores["accuracy"] - MAX_DROP]
-    return max(allowed or [full], key=lambda point: point.layer_saving).threshold
 
 
 def classify(folder: str, sentences: tuple[str, ...]) -> list[dict]:
@@ -166,34 +155,35 @@ def main(argv: list[str] | None = None) -> dict:
             train_dataset=encoded["train"],
             processing_class=tokenizer,
         )
-        trained = trainer.train()
+        trainer.train()
 
     with phases("evaluation", "One pass with all off-ramps over the unseen sentences"):
-        validation, test = (trainer.predict(encoded[name]) for name in ("validation", "test"))
-        threshold = choose_threshold(np.stack(validation.predictions, axis=1), validation.label_ids)
-        logits = np.stack(test.predictions, axis=1)  # (rows, layers, labels)
-        curve = sweep_thresholds(logits, test.label_ids, [0.0, *CANDIDATES], accuracy)
-        points = [point for point in curve if point.threshold in (*SHOWN, threshold)]
+        validation, test = (
+            collect_exits(model, encoded[name], DataCollatorWithPadding(tokenizer), progress=False)
+            for name in ("validation", "test")
+        )
+        choice = pick_threshold(validation, max_score_drop=MAX_DROP, reading=test)
+        points = sweep_thresholds(test, sorted({*SHOWN, choice.threshold}))
 
     with phases("timing", f"Wall clock at batch size 1, {arguments.repeats} alternating passes"):
         thresholds = [point.threshold for point in points[1:]]
         figures = time_thresholds(model, list(encoded["test"]), thresholds, repeats=arguments.repeats)
 
-    model.config.early_exit_entropy = threshold  # the checkpoint exits as it was tuned
+    model.config.early_exit_entropy = choice.threshold  # the checkpoint exits as it was tuned
     trainer.save_model()
-    numbers = collect_numbers(trainer, trained, splits, logits, test.label_ids, points, figures, threshold, MAX_DROP)
+    numbers = collect_numbers(trainer, splits, test, points, figures, choice)
     numbers |= {"seed": arguments.seed, "max_length": MAX_LENGTH, "example": SENTENCES[0], "seconds": phases.seconds}
     output = Path(arguments.output_dir)
     write_model_card(output, numbers)
     if arguments.numbers:
         write_json(arguments.numbers, numbers)
     plot_trade_off(  # with more points than the card's table has
-        curve,
+        sweep_thresholds(test),
         output / "trade_off.png",
         "accuracy",
-        curve[0].scores["accuracy"],
-        chosen=[point for point in points if point.threshold == threshold],
-        title=f"Movie reviews, {len(test.label_ids):,} unseen sentences",
+        choice.full_score,
+        chosen=[point for point in points if point.threshold == choice.threshold],
+        title=f"Movie reviews, {len(test):,} unseen sentences",
     )
     print_report(numbers)
     print_answers(classify(arguments.output_dir, SENTENCES), numbers)

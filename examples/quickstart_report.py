@@ -6,18 +6,17 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 
-import numpy as np
 from quickstart_data import CLEAR_RATING, LABELS, MODEL_PACKAGE, NEAR_DUPLICATE, REVIEWS_PACKAGE
-from transformers import Trainer
-from transformers.trainer_utils import TrainOutput
 
-from transformers_deebert import OffRampTrainer, TwoStageTrainer
+from transformers_deebert import TwoStageTrainer
 from transformers_deebert.analysis import (
+    ExitTable,
     OperatingPoint,
     RuntimeFigure,
+    ThresholdChoice,
     describe_machine,
-    exit_layers,
     format_table,
+    layer_scores,
 )
 
 
@@ -42,22 +41,19 @@ class Phases:
 
 def collect_numbers(
     trainer: TwoStageTrainer,
-    trained: Mapping[str, TrainOutput],
     splits: Mapping[str, list],
-    logits: np.ndarray,
-    labels: np.ndarray,
+    table: ExitTable,
     points: Sequence[OperatingPoint],
     figures: Sequence[RuntimeFigure],
-    threshold: float,
-    max_drop: float,
+    choice: ThresholdChoice,
 ) -> dict:
     """The numbers as `create_model_card` takes them; `points` start with full depth, `figures` with the next one."""
     config = trainer.model.config
     rows = [trade_off_row(points[0], points[0], None)]
     rows += [trade_off_row(point, points[0], figure) for point, figure in zip(points[1:], figures, strict=True)]
-    chosen = next(row for row in rows if row["threshold"] == threshold)
+    chosen = next(row for row in rows if row["threshold"] == choice.threshold)
     chosen["note"] = "chosen"
-    interval = change_interval(logits, labels, threshold)
+    low, high = (100 * change for change in choice.score_change_interval)
     sizes = {name: f"{len(rows):,} {name} sentences" for name, rows in splits.items()}
     return {
         "model_name": "deebert-movie-reviews",
@@ -68,7 +64,7 @@ def collect_numbers(
         "off_ramp_pooling": config.off_ramp_pooling,
         "off_ramp_head": config.off_ramp_head,
         "labels": list(LABELS),
-        "default_threshold": threshold,
+        "default_threshold": choice.threshold,
         "data": {
             "name": "VADER movie reviews",
             "description": (
@@ -80,24 +76,19 @@ def collect_numbers(
             ),
             "rows": [{"name": name, "rows": len(rows), "use": USES[name]} for name, rows in splits.items()],
         },
-        "training": {
-            "backbone": hyper_parameters(trainer.backbone_trainer, trained["backbone"]),
-            "off_ramps": hyper_parameters(trainer.off_ramp_trainer, trained["off_ramps"]),
-        },
+        "training": trainer.numbers["training"],
         "metric": "accuracy",
-        "rows_scored": len(labels),
+        "rows_scored": len(table),
         "full_depth": rows[0]["score"],
-        "layer_scores": (logits.argmax(-1) == labels[:, None]).mean(axis=0).tolist(),
+        "layer_scores": [scores["accuracy"] for scores in layer_scores(table)],
         "trade_off": rows,
         "chosen": {
             **chosen,
-            "score_change_interval": list(interval),
+            "score_change_interval": list(choice.score_change_interval),
             "how": (
-                f"S = {threshold:g} saves most layers among the thresholds that lose at most {100 * max_drop:g} point "
-                f"of accuracy against full depth on the {sizes['validation']}. The figures are read on the "
+                f"{choice.reason} The threshold was chosen on the {sizes['validation']}. All figures are read on the "
                 f"{sizes['test']}, which had no part in training or in the choice: there it changes accuracy by "
-                f"{100 * chosen['score_change']:+.1f} points (95 % bootstrap interval {100 * interval[0]:+.1f} to "
-                f"{100 * interval[1]:+.1f})."
+                f"{100 * choice.score_change:+.1f} points (95 % bootstrap interval {low:+.1f} to {high:+.1f})."
             ),
         },
         "timing": {
@@ -129,32 +120,6 @@ def trade_off_row(point: OperatingPoint, full: OperatingPoint, figure: RuntimeFi
         "ideal_speed_up": 1 / point.layer_cost_ratio,
         "note": "" if figure else "full depth",
     }
-
-
-def change_interval(logits: np.ndarray, labels: np.ndarray, threshold: float) -> tuple[float, float]:
-    """95 % bootstrap interval, over the rows, of the change of accuracy against full depth."""
-    rows = np.arange(len(labels))
-    early = logits[rows, exit_layers(logits, threshold) - 1].argmax(-1) == labels
-    change = early.astype(float) - (logits[:, -1].argmax(-1) == labels)
-    draws = np.random.default_rng(0).choice(change, size=(1000, len(rows))).mean(axis=1)
-    return tuple(np.quantile(draws, [0.025, 0.975]).tolist())
-
-
-def hyper_parameters(trainer: Trainer, trained: TrainOutput) -> dict:
-    args = trainer.args
-    numbers = {
-        "epochs": args.num_train_epochs,
-        "learning_rate": args.learning_rate,
-        "batch_size": args.train_batch_size,
-        "optimizer": "AdamW",
-        "schedule": f"{args.lr_scheduler_type.value} decay",
-        "warm_up": f"{args.warmup_steps:.0%} of the steps",
-        "weight_decay": args.weight_decay,
-        "max_grad_norm": args.max_grad_norm,
-        "dropout": trainer.model.config.hidden_dropout_prob,
-        "seconds": round(trained.metrics["train_runtime"], 1),
-    }
-    return numbers | ({"off_ramp_mode": trainer.off_ramp_mode} if isinstance(trainer, OffRampTrainer) else {})
 
 
 def print_report(numbers: Mapping) -> None:

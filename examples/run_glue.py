@@ -28,7 +28,7 @@ from pathlib import Path
 
 import glue_report
 import numpy as np
-from glue_tasks import get_score, get_task, load_data, write_submission
+from glue_tasks import GlueTask, get_score, get_task, load_data, write_submission
 from glue_training import (
     default_epochs,
     encode_task,
@@ -43,6 +43,7 @@ from transformers import HfArgumentParser, PreTrainedModel
 from transformers_deebert import DeeBertTrainingArguments, analysis
 
 
+MAX_DROPS = (0.0, 0.01, 0.03)  # allowed losses of score that an operating point is chosen for
 THRESHOLDS = (0.0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
 
 
@@ -108,6 +109,14 @@ class Runs:
     baseline: tuple[PreTrainedModel, list[dict]] | None = None
 
 
+def choose(table: analysis.ExitTable, task: GlueTask) -> dict[float, analysis.ThresholdChoice]:
+    """The choice for each allowed loss of the task's first metric."""
+    return {
+        drop: analysis.pick_threshold(table, max_score_drop=drop, metric=task.metrics[0], score=task.score)
+        for drop in MAX_DROPS
+    }
+
+
 def measure(runs: Runs, thresholds: list[float], repeats: int):
     """Wall clock at batch size 1: figures of each threshold, and seconds of the baseline and of ours at full depth."""
     model, inputs, seconds = runs.model, runs.inputs, None
@@ -126,24 +135,20 @@ def report(experiment: ExperimentArguments, training: DeeBertTrainingArguments, 
     task, labels, logits = get_task(experiment.task_name), runs.labels, runs.logits
     score, scores_from = get_score(task)
     seeds, first = list(range(training.seed, training.seed + experiment.seeds)), next(iter(labels))
-    points = {
-        name: [analysis.pick_operating_points(one, labels[name], task.score, task.metrics[0]) for one in logits[name]]
-        for name in labels
-    }
-    chosen = {point.threshold for point in points[first][0]}
+    tables = {name: [analysis.ExitTable.from_logits(one, labels[name]) for one in logits[name]] for name in labels}
+    choices = {name: [choose(table, task) for table in tables[name]] for name in labels}
+    chosen = {choice.threshold for choice in choices[first][0].values()}
     timed = sorted({*chosen, *experiment.timing_thresholds} - {0.0})
     figures, seconds = measure(runs, timed, experiment.timing_repeats)
 
     folder, sets = Path(training.output_dir), {}
     for name in labels:
-        curves = [
-            analysis.sweep_thresholds(one, labels[name], sorted({*THRESHOLDS, *timed}), score) for one in logits[name]
-        ]
-        layers = [analysis.layer_scores(one, labels[name], score) for one in logits[name]]
+        curves = [analysis.sweep_thresholds(table, sorted({*THRESHOLDS, *timed}), score) for table in tables[name]]
+        layers = [analysis.layer_scores(table, score) for table in tables[name]]
         theirs = [score(one, labels[name]) for one in runs.answers[name]]
         times = (figures, seconds) if name == first else ({}, None)
         sets[name] = glue_report.summarize(
-            task, seeds, curves, layers, points[name], *times, experiment.baseline_model_name_or_path, theirs
+            task, seeds, curves, layers, choices[name], *times, experiment.baseline_model_name_or_path, theirs
         )
         glue_report.print_tables(task, name, sets[name])
         glue_report.draw(folder / f"trade_off_{name}.png", task, name, curves, chosen, sets[name])

@@ -51,17 +51,11 @@ from .registration import register
 
 
 if TYPE_CHECKING:
+    from .analysis.decisions import exit_layers
     from .analysis.exit_curve import ExitCurve, exit_curve
     from .analysis.exit_table import ExitTable, collect_exits
     from .analysis.plots import plot_trade_off
-    from .analysis.sweep import (
-        HeldOutPoint,
-        OperatingPoint,
-        exit_layers,
-        layer_scores,
-        pick_operating_points,
-        sweep_thresholds,
-    )
+    from .analysis.sweep import OperatingPoint, layer_scores, sweep_thresholds
     from .analysis.threshold_choice import ThresholdChoice, pick_threshold
     from .analysis.timing import describe_machine, time_thresholds
     from .hub.applied_threshold import apply_threshold
@@ -75,10 +69,8 @@ __version__ = version("transformers-deebert")
 
 # Where names live that need more than torch and transformers, and the extra that brings it.
 _LAZY = {
-    **dict.fromkeys(
-        ("HeldOutPoint", "OperatingPoint", "exit_layers", "layer_scores", "pick_operating_points", "sweep_thresholds"),
-        ("analysis.sweep", "analysis"),
-    ),
+    "exit_layers": ("analysis.decisions", "analysis"),
+    **dict.fromkeys(("OperatingPoint", "layer_scores", "sweep_thresholds"), ("analysis.sweep", "analysis")),
     **dict.fromkeys(("describe_machine", "time_thresholds"), ("analysis.timing", "analysis")),
     **dict.fromkeys(("ExitTable", "collect_exits"), ("analysis.exit_table", "analysis")),
     **dict.fromkeys(("ExitCurve", "exit_curve"), ("analysis.exit_curve", "analysis")),
@@ -133,7 +125,6 @@ __all__ = [
     "ExitCriterion",
     "ExitCurve",
     "ExitTable",
-    "HeldOutPoint",
     "OffRampTrainer",
     "OperatingPoint",
     "ThresholdChoice",
@@ -149,7 +140,6 @@ __all__ = [
     "exit_layers",
     "from_backbone",
     "layer_scores",
-    "pick_operating_points",
     "pick_threshold",
     "plot_trade_off",
     "sweep_thresholds",

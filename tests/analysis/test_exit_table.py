@@ -156,7 +156,7 @@ def test_the_curve_is_exact(table):
         thresholds = curve.thresholds
         if between:
             thresholds = thresholds + np.append(np.diff(thresholds), 1.0) * 1e-6
-        points = sweep_thresholds(table.logits, table.labels, thresholds.tolist(), score)
+        points = sweep_thresholds(table, thresholds.tolist(), score)
         np.testing.assert_allclose(curve.layer_saving, [point.layer_saving for point in points], atol=1e-12)
         np.testing.assert_allclose(curve.accuracy, [point.scores["accuracy"] for point in points], atol=1e-12)
         np.testing.assert_allclose(curve.f1, [point.scores["f1"] for point in points], atol=1e-12)

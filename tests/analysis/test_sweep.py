@@ -3,27 +3,18 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from transformers_deebert.analysis import (
-    entropies,
-    exit_layers,
-    layer_scores,
-    pick_operating_points,
-    row_worth,
-    sweep_thresholds,
-)
+from transformers_deebert import pick_threshold
+from transformers_deebert.analysis import ExitTable, entropies, exit_layers, layer_scores, sweep_thresholds
+from transformers_deebert.analysis.scores import make_score, make_scores, row_worth
 
 
 def accuracy(answers, labels):
     return {"accuracy": float((answers == labels).mean())}
-
-
-def f1(answers, labels):
-    hits = ((answers == 1) & (labels == 1)).sum()
-    return {"f1": float(2 * hits / max(1, (answers == 1).sum() + (labels == 1).sum()))}
 
 
 def logits_of(probabilities):
@@ -68,8 +59,7 @@ def test_entropies_are_finite_for_huge_logits_and_infinite_for_broken_ones():
 
 
 def test_sweep_equals_the_hand_count(hand_made):
-    logits, labels = hand_made
-    full, strict, loose, all_out = sweep_thresholds(logits, labels, [0, 0.1, 0.4, 0.7], accuracy)
+    full, strict, loose, all_out = sweep_thresholds(ExitTable.from_logits(*hand_made), [0, 0.1, 0.4, 0.7], accuracy)
 
     assert full.exit_counts == (0, 0, 4)
     assert (full.layer_cost_ratio, full.layer_saving, full.scores) == (1.0, 0.0, {"accuracy": 1.0})
@@ -80,6 +70,7 @@ def test_sweep_equals_the_hand_count(hand_made):
 
     assert loose.exit_counts == (2, 1, 1)  # 1 + 2 + 3 + 1 layers
     assert loose.layer_saving == pytest.approx(5 / 12)
+    assert loose.expected_speed_up == pytest.approx(12 / 7)
 
     assert all_out.exit_counts == (4, 0, 0)
     assert all_out.layer_saving == pytest.approx(2 / 3)
@@ -87,17 +78,15 @@ def test_sweep_equals_the_hand_count(hand_made):
 
 
 def test_one_threshold_for_each_off_ramp(hand_made):
-    logits, labels = hand_made
-    (point,) = sweep_thresholds(logits, labels, [[0, 0.4]], accuracy)
+    (point,) = sweep_thresholds(ExitTable.from_logits(*hand_made), [[0, 0.4]], accuracy)
     assert point.exit_counts == (0, 3, 1)  # nobody at layer 1; rows 1, 2 and 4 at layer 2
     assert point.threshold == (0.0, 0.4)
     assert point.to_dict()["threshold"] == [0.0, 0.4]
 
 
 def test_layer_scores_equal_the_hand_count(hand_made):
-    logits, labels = hand_made
     # Of equal logits the first class is the answer: layer 1 says 1 0 0 1, layer 2 says 1 1 0 1, layer 3 says 1 1 0 0.
-    assert [scores["accuracy"] for scores in layer_scores(logits, labels, accuracy)] == [0.5, 0.75, 1.0]
+    assert [scores["accuracy"] for scores in layer_scores(ExitTable.from_logits(*hand_made))] == [0.5, 0.75, 1.0]
 
 
 def test_an_entropy_equal_to_the_threshold_stays():
@@ -135,7 +124,8 @@ def test_exit_layers_agree_with_a_loop(logits, threshold):
 
 @given(three_layers, st.lists(st.floats(0, 3), min_size=2, max_size=6))
 def test_saving_grows_with_the_threshold(logits, thresholds):
-    points = sweep_thresholds(logits, np.zeros(len(logits), dtype=int), sorted(thresholds), accuracy)
+    table = ExitTable.from_logits(logits, np.zeros(len(logits), dtype=int))
+    points = sweep_thresholds(table, sorted(thresholds), accuracy)
     savings = [point.layer_saving for point in points]
     assert savings == sorted(savings)
     assert all(sum(point.exit_counts) == len(logits) for point in points)
@@ -156,71 +146,49 @@ def test_rows_are_independent(logits, threshold, seed):
 
 def test_a_row_is_worth_its_share_of_the_accuracy_and_more_of_f1():
     labels = np.array([1, 0, 0, 0, 0, 0, 0, 0])
-    assert row_worth(labels, labels, accuracy, "accuracy", 2) == pytest.approx(1 / 8)
-    assert row_worth(labels, labels, f1, "f1", 2) == 1.0  # the only positive row lost
+    assert row_worth(labels, labels, make_score("accuracy", None, 2), 2) == pytest.approx(1 / 8)
+    assert row_worth(labels, labels, make_score("f1", None, 2), 2) == 1.0  # the only positive row lost
 
 
-def easy_and_hard(rows, seed):
-    """Rows of six layers: half are right and sure from layer 1 on, half are wrong and fairly sure until layer 6."""
+@given(st.integers(2, 5), st.integers(1, 30), st.integers(0, 1000))
+def test_scores_without_a_score_are_those_of_scikit_learn(classes, rows, seed):
     generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 2, rows)
-    hard = generator.random(rows) < 0.5
-    of_label = np.where(hard[:, None], 0.1 * np.ones((rows, 6)), 0.999)
-    of_label[:, -1] = 0.99
-    probabilities = np.stack([1 - of_label, of_label], axis=-1)
-    probabilities = np.where(labels[:, None, None] == 1, probabilities, probabilities[..., ::-1])
-    return logits_of(probabilities), labels
+    predictions, labels = generator.integers(0, classes, (2, rows))
+    options = {"average": "binary"} if classes == 2 else {"average": "macro", "labels": range(classes)}
+    expected = {
+        "accuracy": accuracy_score(labels, predictions),
+        "f1": f1_score(labels, predictions, zero_division=0, **options),
+    }
+    assert make_scores(None, classes)(predictions, labels) == pytest.approx(expected)
 
 
-def test_points_are_chosen_on_one_half_and_read_on_the_other():
-    logits, labels = easy_and_hard(400, seed=0)
-    free, cheap = pick_operating_points(logits, labels, accuracy, "accuracy", max_drops=(0.0, 0.6), resamples=200)
-    # Entropies are .0079 (easy) and .325 (hard): without a loss only the easy half leaves, at layer 1.
-    assert 0.0079 <= free.threshold <= 0.3251
-    assert free.score_change == 0
-    assert free.score_change_interval == (0.0, 0.0)
-    assert free.read.layer_saving == pytest.approx(5 / 6 * free.read.exit_counts[0] / 200)
-    assert free.layer_saving_interval[0] < free.read.layer_saving < free.layer_saving_interval[1]
-    assert free.rows == 200
-    assert free.row_worth == pytest.approx(1 / 200)
-    assert sum(free.chosen.exit_counts) + sum(free.read.exit_counts) == 400
-    # The largest candidate is the largest entropy itself, which does not leave: nothing more is saved by the loss.
-    assert cheap.read.layer_saving >= free.read.layer_saving
-    assert free.to_dict()["read"]["scores"] == {"accuracy": 1.0}
+class Matthews:
+    """Called as a module of `evaluate` is."""
+
+    def compute(self, *, predictions, references):
+        return {"matthews_correlation": matthews_corrcoef(references, predictions), "name": "Matthews"}
 
 
-def test_a_wide_enough_loss_takes_every_layer():
-    logits, labels = easy_and_hard(400, seed=1)
-    (point,) = pick_operating_points(
-        logits, labels, accuracy, "accuracy", max_drops=(1.0,), thresholds=[0, 0.1, 1.0], resamples=200
-    )
-    assert point.threshold == 1.0
-    assert point.read.layer_saving == pytest.approx(5 / 6)
-    low, high = point.score_change_interval
-    assert low < point.score_change < high < 0
+def test_scores_of_ones_own(hand_made):
+    table = ExitTable.from_logits(*hand_made)
+    (full,) = sweep_thresholds(table, [0], Matthews())
+    assert full.scores == {"matthews_correlation": 1.0}
+    (half,) = sweep_thresholds(table, [0], lambda predictions, labels: 0.5)
+    assert half.scores == {"score": 0.5}
+    with pytest.raises(ValueError, match="`score` must return numbers"):
+        sweep_thresholds(table, [0], lambda predictions, labels: {"report": "good"})
 
 
-def test_the_choice_does_not_read_the_other_half():
-    logits, labels = easy_and_hard(400, seed=2)
-    before = pick_operating_points(logits, labels, accuracy, "accuracy", resamples=1)
-    reading = np.sort(np.random.default_rng(0).permutation(400)[200:])
-    labels[reading] = 1 - labels[reading]
-    after = pick_operating_points(logits, labels, accuracy, "accuracy", resamples=1)
-    assert [point.chosen for point in before] == [point.chosen for point in after]
-    assert [point.full for point in before] != [point.full for point in after]
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(0, 1000), st.integers(4, 40))
-def test_a_larger_loss_never_saves_less_on_the_choosing_half(seed, rows):
-    generator = np.random.default_rng(seed)
-    logits, labels = generator.normal(size=(rows, 4, 3)) * 3, generator.integers(0, 3, rows)
-    points = pick_operating_points(logits, labels, accuracy, "accuracy", seed=seed, resamples=5)
-    savings = [point.chosen.layer_saving for point in points]
-    assert savings == sorted(savings)
-    for point in points:
-        assert point.chosen.scores["accuracy"] >= points[0].chosen.scores["accuracy"] - point.max_drop - 1e-8
-        assert point.row_worth == pytest.approx(1 / point.rows)
+def test_thresholds_by_default_are_quantiles_and_both_ends():
+    generator = np.random.default_rng(0)
+    table = ExitTable.from_logits(3 * generator.normal(size=(500, 6, 4)), generator.integers(0, 4, 500))
+    points = sweep_thresholds(table)
+    thresholds = np.array([point.threshold for point in points])
+    assert len(points) == 202
+    assert (points[0].threshold, points[0].layer_saving) == (0, 0)
+    assert points[-1].exit_counts == (500, 0, 0, 0, 0, 0)
+    below = [(table.entropies[:, :-1] < threshold).mean() for threshold in thresholds[1:-1]]
+    np.testing.assert_allclose(below, np.linspace(0, 1, 200), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -236,36 +204,34 @@ def test_a_larger_loss_never_saves_less_on_the_choosing_half(seed, rows):
         (lambda logits, labels: exit_layers(logits, [0.1]), r"for 2 off-ramps, got \[0\.1\]\. Pass one number"),
         (lambda logits, labels: entropies(logits[0]), r"`logits` must have shape.*got \(3, 2\).*np\.stack"),
         (lambda logits, labels: entropies(logits[..., :1]), r"`logits` must have at least 1 layer and 2 labels"),
-        (lambda logits, labels: layer_scores(logits, labels[:2], accuracy), r"`labels` must have shape.*\(2,\)"),
-        (lambda logits, labels: layer_scores(logits, labels + 1, accuracy), r"`labels` must be integers from 0 to 1"),
-        (lambda logits, labels: layer_scores(logits, labels * 1.0, accuracy), r"`labels` must be integers.*float64"),
+        (lambda logits, labels: ExitTable.from_logits(logits, labels[:2]), r"`labels` must have shape.*\(2,\)"),
+        (lambda logits, labels: ExitTable.from_logits(logits, labels + 1), r"`labels` must be integers from 0 to 1"),
+        (lambda logits, labels: ExitTable.from_logits(logits, labels * 1.0), r"`labels` must be integers.*float64"),
         (
-            lambda logits, labels: sweep_thresholds(logits, labels, [], accuracy),
+            lambda logits, labels: sweep_thresholds(ExitTable.from_logits(logits, labels), []),
             r"`thresholds` must hold at least one",
         ),
         (
-            lambda logits, labels: sweep_thresholds(logits[:0], labels[:0], [0], accuracy),
+            lambda logits, labels: ExitTable.from_logits(logits[:0], labels[:0]),
             r"`labels` must.*rows = 0 >= 1",
         ),
         (
-            lambda logits, labels: pick_operating_points(logits, labels, accuracy, "f1"),
-            r"`metric` must be a key.*\['accuracy'\].*got 'f1'",
+            lambda logits, labels: pick_threshold(
+                ExitTable.from_logits(logits, labels), max_score_drop=0, metric="f2"
+            ),
+            r"`metric` must be one of .*\['accuracy', 'f1'\].*got 'f2'",
         ),
         (
-            lambda logits, labels: pick_operating_points(logits[:3], labels[:3], accuracy, "accuracy"),
-            r"`logits` must hold at least 4 rows.*got 3",
+            lambda logits, labels: ExitTable.from_logits(logits, labels, lengths=[1, 2]),
+            r"`lengths` must have shape \(4,\)",
         ),
         (
-            lambda logits, labels: pick_operating_points(logits, labels, accuracy, "accuracy", max_drops=(-1,)),
-            r"`max_drops` must hold finite numbers >= 0, got \(-1,\)",
+            lambda logits, labels: ExitTable.from_logits(logits, labels, label_names=["one"]),
+            r"`label_names` has 1 names for 2 classes",
         ),
         (
-            lambda logits, labels: pick_operating_points(logits, labels, accuracy, "accuracy", resamples=0),
-            r"`resamples` must be >= 1, got 0",
-        ),
-        (
-            lambda logits, labels: pick_operating_points(logits, labels, accuracy, "accuracy", confidence=95),
-            r"`confidence` must lie between 0 and 1, got 95",
+            lambda logits, labels: ExitTable.from_logits(logits, labels).with_temperatures([1.0]),
+            r"`temperatures` must hold 2 numbers above 0.*got \[1\.0\]",
         ),
     ],
 )

@@ -29,9 +29,9 @@ def test_a_saving():
     assert 1 - choosing.exits_at(choice.threshold)[0].mean() / 6 >= 0.4
     assert choice.layer_saving == pytest.approx(1 - exits.mean() / 6)
     assert choice.layer_saving == pytest.approx(0.4, abs=0.03)
-    assert choice.accuracy == pytest.approx((answers == reading.labels).mean())
-    assert choice.full_accuracy == pytest.approx((reading.answers[:, -1] == reading.labels).mean())
-    assert choice.accuracy_change == pytest.approx(choice.accuracy - choice.full_accuracy)
+    assert choice.score == pytest.approx((answers == reading.labels).mean())
+    assert choice.full_score == pytest.approx((reading.answers[:, -1] == reading.labels).mean())
+    assert choice.score_change == pytest.approx(choice.score - choice.full_score)
     assert choice.layer_saving_interval[0] < choice.layer_saving < choice.layer_saving_interval[1]
     assert choice.rows == len(reading)
     assert choice.to_dict()["threshold"] == choice.threshold
@@ -109,7 +109,12 @@ def test_too_few_rows_for_a_guarantee():
         ({"target_saving": 0.4, "max_score_drop": 0.01}, "exactly one"),
         ({"target_saving": 0.4, "confidence": 0.95}, "`confidence`"),
         ({"target_saving": 1.5}, "`target_saving`.*1.5"),
-        ({"max_score_drop": 0}, "`max_score_drop`"),
+        ({"max_score_drop": -0.01}, "`max_score_drop`"),
+        ({"max_score_drop": 0, "confidence": 0.95}, "`max_score_drop`"),
+        ({"target_latency_ms": 3}, "`target_latency_ms` needs `latency`"),
+        ({"target_latency_ms": float("nan")}, "`target_latency_ms` must be finite"),
+        ({"max_score_drop": 0.01, "confidence": 0.95, "metric": "f1"}, "`confidence` guarantees accuracy"),
+        ({"max_score_drop": 0.01, "confidence": 0.95, "per_layer": True}, "`confidence` guarantees accuracy"),
         ({"max_score_drop": 0.01, "confidence": 95}, "`confidence`.*95"),
     ],
 )

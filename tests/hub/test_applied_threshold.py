@@ -29,7 +29,7 @@ def test_the_checkpoint_exits_there(tmp_path, table):
     for expected in (
         choice.reason,
         f"exits at S = {choice.threshold:.4g} unless",
-        f"{choice.layer_saving:.0%} of the layers saved: accuracy {choice.accuracy:.1%}",
+        f"{choice.layer_saving:.0%} of the layers saved: accuracy {choice.score:.1%}",
     ):
         assert expected in card
     assert json.loads((tmp_path / "numbers.json").read_text())["threshold_choice"] == choice.to_dict()

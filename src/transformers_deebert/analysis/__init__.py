@@ -1,18 +1,10 @@
-"""Trade-off curves, operating points and measured run times of an early-exit model."""
+"""What early exit does to a model: exits of all rows, trade-offs, the choice of a threshold, measured run times."""
 
+from .decisions import entropies, exit_layers
 from .exit_curve import ExitCurve, exit_curve
 from .exit_table import ExitTable, collect_exits
 from .plots import plot_trade_off
-from .sweep import (
-    HeldOutPoint,
-    OperatingPoint,
-    entropies,
-    exit_layers,
-    layer_scores,
-    pick_operating_points,
-    row_worth,
-    sweep_thresholds,
-)
+from .sweep import OperatingPoint, layer_scores, sweep_thresholds
 from .tables import format_table, write_csv, write_json
 from .threshold_choice import ThresholdChoice, pick_threshold
 from .timing import RuntimeFigure, describe_machine, time_models, time_thresholds
@@ -21,7 +13,6 @@ from .timing import RuntimeFigure, describe_machine, time_models, time_threshold
 __all__ = [
     "ExitCurve",
     "ExitTable",
-    "HeldOutPoint",
     "OperatingPoint",
     "RuntimeFigure",
     "ThresholdChoice",
@@ -32,10 +23,8 @@ __all__ = [
     "exit_layers",
     "format_table",
     "layer_scores",
-    "pick_operating_points",
     "pick_threshold",
     "plot_trade_off",
-    "row_worth",
     "sweep_thresholds",
     "time_models",
     "time_thresholds",

@@ -1,13 +1,19 @@
 """Accuracy, F1 and saving at every threshold where a decision changes, exactly, from an exit table."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .exit_table import ExitTable
 
 
+if TYPE_CHECKING:
+    from .latency import LatencyProfile
+
 ROUNDING = 1e-9
+SAVINGS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
@@ -22,23 +28,27 @@ class ExitCurve:
         f1 (`np.ndarray` of shape `(points,)`):
             F1 of class 1 with two classes, the mean over the classes with more; a class that is neither there nor
             predicted counts 0.
+        latency_ms (`np.ndarray` of shape `(points,)`, *optional*):
+            With a latency profile, expected milliseconds for a row, the mean over the rows.
     """
 
     thresholds: np.ndarray
     layer_saving: np.ndarray
     accuracy: np.ndarray
     f1: np.ndarray
+    latency_ms: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.thresholds)
 
 
-def exit_curve(table: ExitTable) -> ExitCurve:
+def exit_curve(table: ExitTable, latency: "LatencyProfile | None" = None) -> ExitCurve:
     """
     Sweeps all thresholds at once: sorted by entropy, each change of one row's exit is added to running counts.
 
     Args:
         table ([`ExitTable`]): Of labelled rows.
+        latency ([`LatencyProfile`], *optional*): For `latency_ms`.
 
     Returns:
         [`ExitCurve`]: of at most `rows * (layers - 1) + 1` points.
@@ -75,6 +85,10 @@ def exit_curve(table: ExitTable) -> ExitCurve:
         hits = running(((full == kind) & (labels == kind)).sum(), of_truth * (becomes.astype(int) - was))
         said = running((full == kind).sum(), becomes.astype(int) - was)
         f1 += 2 * hits / np.maximum(said + (labels == kind).sum(), 1)
+    mean = None
+    if latency is not None:
+        milliseconds = latency.at(table.lengths)  # (rows, layers)
+        mean = running(milliseconds[:, -1].sum(), milliseconds[row, layer] - milliseconds[row, origin]) / rows
     # Halfway to the next entropy.
     following = np.append(values[ends[:-1] + 1], values[-1:] + 1e-3)
     return ExitCurve(
@@ -82,4 +96,12 @@ def exit_curve(table: ExitTable) -> ExitCurve:
         layer_saving=1 - layers_run / (rows * layers),
         accuracy=right / rows,
         f1=f1 / len(list(kinds)),
+        latency_ms=mean,
     )
+
+
+def thresholds_by_saving(table: ExitTable, savings: Sequence[float] = SAVINGS) -> list[float]:
+    """For each saving, the lowest threshold that reaches it; without repetitions."""
+    curve = exit_curve(table)
+    places = [np.nonzero(curve.layer_saving >= saving)[0] for saving in savings]
+    return [float(curve.thresholds[place]) for place in dict.fromkeys(int(found[0]) for found in places if len(found))]

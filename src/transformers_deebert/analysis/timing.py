@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from .sweep import Threshold, normalize_threshold
+from .decisions import Threshold, normalize_threshold
 
 
 Collate = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]

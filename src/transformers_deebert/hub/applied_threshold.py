@@ -1,7 +1,9 @@
 """Making a threshold the default of a saved checkpoint, with its evidence."""
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 from ..analysis.threshold_choice import ThresholdChoice
 from .model_card import NUMBERS_FILE, write_model_card
@@ -9,15 +11,16 @@ from .model_card import NUMBERS_FILE, write_model_card
 
 def apply_threshold(folder: str | Path, choice: ThresholdChoice) -> None:
     """
-    Makes a checkpoint exit at a chosen threshold unless a call says otherwise, keeps the evidence in `numbers.json`
-    and writes the model card again.
+    Makes a checkpoint exit at a chosen threshold, with the temperatures that it was chosen with, unless a call says
+    otherwise; keeps the evidence in `numbers.json` and writes the model card again.
 
     Args:
         folder (`str` or `Path`): Holds the saved checkpoint.
         choice ([`ThresholdChoice`]): From [`pick_threshold`].
 
     Raises:
-        ValueError: for a choice whose target is not met, or a folder without an early-exit checkpoint.
+        ValueError: for a choice whose target is not met or that is for another number of layers, or a folder without
+            an early-exit checkpoint.
     """
     if not choice.met:
         raise ValueError(f"`choice` does not meet its target ({choice.reason}): choose another target.")
@@ -26,25 +29,53 @@ def apply_threshold(folder: str | Path, choice: ThresholdChoice) -> None:
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "off_ramp_pooling" not in config:
         raise ValueError(f"`folder` ({str(folder)!r}) holds no early-exit checkpoint: save the model there first.")
+    off_ramps = int(config.get("num_hidden_layers") or config["n_layers"]) - 1
+    for name, value in (("threshold", choice.threshold), ("temperatures", choice.temperatures)):
+        if isinstance(value, tuple) and len(value) != off_ramps:
+            raise ValueError(
+                f"`choice` has {len(value)} {name}, but the checkpoint in {str(folder)!r} has {off_ramps} off-ramps: "
+                "choose with a table of this model."
+            )
     numbers = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
-    low, high = (100 * change for change in choice.accuracy_change_interval)
     if "metric" not in numbers:
-        numbers |= {"metric": "accuracy", "full_depth": choice.full_accuracy, "rows_scored": choice.rows}
+        numbers |= {"metric": choice.metric, "full_depth": choice.full_score, "rows_scored": choice.rows}
     numbers["threshold_choice"] = choice.to_dict()
-    numbers["chosen"] = {
-        "threshold": choice.threshold,
-        "score": choice.accuracy,
-        "score_change": choice.accuracy_change,
+    numbers["chosen"] = chosen_numbers(choice)
+    if numbers["metric"] != choice.metric:
+        # The headline is about the card's own metric.
+        numbers["chosen"] = {name: numbers["chosen"][name] for name in ("threshold", "how")}
+    numbers["default_threshold"] = plain(choice.threshold)
+    config["early_exit_entropy"] = plain(choice.threshold)
+    config["off_ramp_temperatures"] = plain(choice.temperatures)
+    config["exit_layer"] = None  # the two exclude each other
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    write_model_card(folder, numbers)
+
+
+def chosen_numbers(choice: ThresholdChoice) -> dict[str, Any]:
+    """A choice as the card's `chosen`."""
+    low, high = (100 * change for change in choice.score_change_interval)
+    return {
+        "threshold": plain(choice.threshold),
+        "score": choice.score,
+        "score_change": choice.score_change,
         "layer_saving": choice.layer_saving,
+        "note": "" if choice.met else "full depth",
         "how": (
-            f"{choice.reason} There S = {choice.threshold:.4g} saves {choice.layer_saving:.1%} of the layers and "
-            f"changes accuracy by {100 * choice.accuracy_change:+.1f} points (95 % bootstrap interval {low:+.1f} to "
-            f"{high:+.1f})."
+            f"{choice.reason} There {threshold_words(choice.threshold)} saves {choice.layer_saving:.1%} of the layers "
+            f"and changes {choice.metric} by {100 * choice.score_change:+.1f} points (95 % bootstrap interval "
+            f"{low:+.1f} to {high:+.1f})."
         ),
     }
-    numbers["default_threshold"] = choice.threshold
-    if numbers["metric"] != "accuracy":
-        # The headline is about the card's own metric.
-        numbers["chosen"] = {"threshold": choice.threshold, "how": numbers["chosen"]["how"]}
-    path.write_text(json.dumps(config | {"early_exit_entropy": choice.threshold}, indent=2) + "\n", encoding="utf-8")
-    write_model_card(folder, numbers)
+
+
+def threshold_words(threshold: float | tuple[float, ...]) -> str:
+    if isinstance(threshold, tuple):
+        return f"S = ({', '.join(format(one, '.4g') for one in threshold)})"
+    return f"S = {threshold:.4g}"
+
+
+def plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

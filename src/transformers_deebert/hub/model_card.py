@@ -242,7 +242,7 @@ def _metadata(numbers: Mapping[str, Any], model_name: str, license: str | None, 
     if metric and "name" in data:
         scores = {"full depth": numbers.get("full_depth")}
         if "threshold" in chosen:
-            scores[f"S = {chosen['threshold']:.4g}"] = chosen.get("score")
+            scores[str(_threshold(chosen["threshold"]))] = chosen.get("score")
         results = [
             EvalResult(
                 task_type="text-classification",

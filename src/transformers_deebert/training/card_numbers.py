@@ -1,6 +1,5 @@
 """What a training run knows about its model, as numbers for the model card."""
 
-import math
 import os
 import re
 from collections.abc import Mapping, Sized
@@ -12,7 +11,11 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import EvalPrediction
 from transformers.utils import logging
 
-from ..analysis.sweep import OperatingPoint, pick_operating_points, sweep_thresholds
+from ..analysis.exit_curve import thresholds_by_saving
+from ..analysis.exit_table import ExitTable
+from ..analysis.sweep import OperatingPoint, sweep_thresholds
+from ..analysis.threshold_choice import pick_threshold
+from ..hub.applied_threshold import chosen_numbers
 
 
 if TYPE_CHECKING:
@@ -20,8 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# Thresholds of the card's table, as far as they are below ln(labels), and the loss that its choice allows.
-SHOWN = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+# The loss that the card's choice allows.
 MAX_DROP = 0.01
 
 
@@ -181,30 +183,19 @@ def score_numbers(trainer: "OffRampTrainer", dataset: Any) -> dict[str, Any]:
     try:
         of_classes = [score(logits[:, layer].argmax(-1), labels)[metric] for layer in range(logits.shape[1])]
         if np.allclose(of_classes, scores, rtol=0, atol=1e-9):
-            numbers |= trade_off_numbers(logits, labels, score, metric)
+            numbers |= trade_off_numbers(ExitTable.from_logits(logits, labels), score, metric)
     except Exception as error:  # `compute_metrics` is the user's, and was not made for predicted classes
         logger.warning(f"The model card has no trade-off: `compute_metrics` cannot score predicted classes ({error}).")
     return numbers
 
 
-def trade_off_numbers(logits: np.ndarray, labels: np.ndarray, score: Any, metric: str) -> dict[str, Any]:
+def trade_off_numbers(table: ExitTable, score: Any, metric: str) -> dict[str, Any]:
     """Score and saving at some thresholds, and at one that is chosen on one half of the rows and read on the other."""
-    thresholds = [0.0, *(threshold for threshold in SHOWN if threshold < math.log(logits.shape[2]))]
-    points = sweep_thresholds(logits, labels, thresholds, score)
+    points = sweep_thresholds(table, [0.0, *thresholds_by_saving(table)], score)
     numbers: dict[str, Any] = {"trade_off": [trade_off_row(point, points[0], metric) for point in points]}
-    if len(labels) < 4:
-        return numbers
-    (held_out,) = pick_operating_points(logits, labels, score, metric, max_drops=[MAX_DROP])
-    low, high = (100 * change for change in held_out.score_change_interval)
-    numbers["chosen"] = trade_off_row(held_out.read, held_out.full, metric) | {
-        "how": (
-            f"S = {held_out.threshold:.4g} saves most layers among the thresholds that lose at most "
-            f"{100 * MAX_DROP:g} point of {metric} against full depth on one random half of the evaluation set. Read "
-            f"on the other half ({held_out.rows:,} rows), it saves {held_out.read.layer_saving:.1%} of the layers and "
-            f"changes {metric} by {100 * held_out.score_change:+.1f} points (95 % bootstrap interval {low:+.1f} to "
-            f"{high:+.1f})."
-        )
-    }
+    if len(table) >= 4:
+        choice = pick_threshold(table, max_score_drop=MAX_DROP, metric=metric, score=score)
+        numbers["chosen"] = chosen_numbers(choice)
     return numbers
 
 
