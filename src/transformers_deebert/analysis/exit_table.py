@@ -126,6 +126,14 @@ class ExitTable:
         chosen = None if temperatures is None else tuple(new.tolist())
         return replace(self, logits=self.logits * factors[:, None], temperatures=chosen)
 
+    def without_off_ramp(self, layer: int) -> "ExitTable":
+        """The table of a model that never leaves at off-ramp `layer` (1 … L-1)."""
+        table = replace(self)
+        entropy = self.entropies.copy()
+        entropy[:, layer - 1] = np.inf
+        vars(table)["entropies"], vars(table)["answers"] = entropy, self.answers
+        return table
+
     def ensemble(self) -> "ExitTable":
         """
         The table of another answer: layer i says the mean of the probabilities of exits 1 … i. No model answers so: it

@@ -1,24 +1,49 @@
-"""Pictures of the trade-off between score and saving."""
+"""Pictures: the trade-off between score and saving, exit depths, layers, reliability, slices."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from .calibration import ReliabilityBin
+from .slices import Slice
 from .sweep import OperatingPoint
 
 
 # Okabe and Ito's palette: told apart by readers with any colour vision; markers tell the curves apart in grey, too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MOST_MARKERS = 40  # of a curve with more points the line is drawn alone
+MOST_DIAGRAMS = 12  # reliability diagrams in one picture
+
+
+def new_figure(width: float = 6.4, height: float = 4.4) -> Any:
+    try:
+        from matplotlib.figure import Figure  # no pyplot: it would keep global state
+    except ImportError as error:
+        raise ImportError("Pictures need matplotlib: pip install transformers-deebert[analysis]") from error
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def save_figure(figure: Any, path: str | Path | BytesIO, form: str | None = None) -> None:
+    if not isinstance(path, BytesIO):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format=form)
 
 
 def plot_trade_off(
     points: Sequence[OperatingPoint] | Mapping[str, Sequence[OperatingPoint]],
-    path: str | Path,
+    path: str | Path | BytesIO,
     score_name: str,
     full_score: float,
     chosen: Sequence[OperatingPoint] | None = None,
     title: str | None = None,
     others: Mapping[str, tuple[float, float]] | None = None,
+    band: tuple[Sequence[float], Sequence[float], Sequence[float]] | None = None,
+    form: str | None = None,
 ) -> None:
     """
     Draw score against layer saving, both in percent, and write the picture.
@@ -26,7 +51,7 @@ def plot_trade_off(
     Args:
         points (sequence of `OperatingPoint`, or a mapping from a name to one):
             One curve or several named ones; their order does not matter.
-        path (`str` or `Path`):
+        path (`str`, `Path` or `BytesIO`):
             Picture to write, its format by its suffix (`.png`, `.svg`, `.pdf`); its folder is made.
         score_name (`str`):
             The key of the points' scores to draw, and the name on the axis.
@@ -38,16 +63,15 @@ def plot_trade_off(
             Title of the picture.
         others (`Mapping[str, tuple[float, float]]`, *optional*):
             Other models to draw as single marks: name to (saving, score), both as fractions.
+        band (`tuple` of three sequences, *optional*):
+            Savings, rising, and the lower and upper score there, all as fractions: a confidence band.
+        form (`str`, *optional*):
+            Format, where `path` has no suffix.
 
     Raises:
         `ImportError`: if matplotlib is missing.
         `ValueError`: if there are no points, or `score_name` is not among their scores.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("`plot_trade_off` needs matplotlib: pip install transformers-deebert[analysis]") from error
-
     curves = points if isinstance(points, Mapping) else {"early exit": points}
     for name, curve in curves.items():
         if len(curve) == 0:
@@ -56,16 +80,19 @@ def plot_trade_off(
         if score_name not in point.scores:
             raise ValueError(f"`score_name` must be one of {sorted(point.scores)}, got {score_name!r}.")
 
-    figure = Figure(figsize=(6.4, 4.4), dpi=150, layout="constrained")  # no pyplot: it would keep global state
+    figure = new_figure()
     axes = figure.subplots()
     axes.axhline(100 * full_score, color="0.45", linestyle="--", linewidth=1, label="full depth")
+    if band is not None:
+        savings, low, high = (100 * np.asarray(values) for values in band)
+        axes.fill_between(savings, low, high, color=COLOURS[0], alpha=0.18, linewidth=0, label="95 % band")
     for index, (name, curve) in enumerate(curves.items()):
         ordered = sorted(curve, key=lambda point: point.layer_saving)
         axes.plot(
             [100 * point.layer_saving for point in ordered],
             [100 * point.scores[score_name] for point in ordered],
             color=COLOURS[index % len(COLOURS)],
-            marker=MARKERS[index % len(MARKERS)],
+            marker=MARKERS[index % len(MARKERS)] if len(ordered) <= MOST_MARKERS else None,
             markersize=4,
             label=name,
         )
@@ -97,6 +124,147 @@ def plot_trade_off(
     axes.legend(loc="best")
     if title:
         axes.set_title(title)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    save_figure(figure, path, form)
+
+
+def plot_exit_depths(
+    counts: Sequence[int], path: str | Path | BytesIO, title: str | None = None, form: str | None = None
+) -> None:
+    """
+    Draw how many rows left at each layer.
+
+    Args:
+        counts (sequence of `int`): Rows that left at layers 1 … L; `OperatingPoint.exit_counts`.
+        path, title, form: As for [`plot_trade_off`].
+    """
+    figure, rows = new_figure(height=3.4), sum(counts)
+    axes = figure.subplots()
+    layers = range(1, len(counts) + 1)
+    bars = axes.bar(layers, [100 * count / rows for count in counts], color=COLOURS[0])
+    axes.bar_label(bars, [f"{100 * count / rows:.0f}" for count in counts], padding=2)
+    mean = sum(layer * count for layer, count in zip(layers, counts, strict=True)) / rows
+    axes.axvline(mean, color=COLOURS[1], linestyle="--", label=f"mean {mean:.2f}")
+    axes.set_xticks(list(layers))
+    axes.set_xlabel("exit layer (the last is the model's own head)")
+    axes.set_ylabel("rows (%)")
+    axes.margins(y=0.12)
+    axes.legend(loc="best")
+    if title:
+        axes.set_title(title)
+    save_figure(figure, path, form)
+
+
+def plot_layer_scores(
+    scores: Sequence[float],
+    path: str | Path | BytesIO,
+    score_name: str = "accuracy",
+    taken: Sequence[float | None] | None = None,
+    title: str | None = None,
+    form: str | None = None,
+) -> None:
+    """
+    Draw the score of each layer when it answers every row.
+
+    Args:
+        scores (sequence of `float`): Of layers 1 … L, as fractions.
+        path, title, form: As for [`plot_trade_off`].
+        score_name (`str`, *optional*, defaults to `"accuracy"`): Name on the axis.
+        taken (sequence of `float`, *optional*): Share that each layer answers right of those that leave there.
+    """
+    figure = new_figure(height=3.6)
+    axes = figure.subplots()
+    layers = list(range(1, len(scores) + 1))
+    axes.plot(layers, [100 * score for score in scores], color=COLOURS[0], marker=MARKERS[0], label="all rows")
+    if taken is not None:
+        shown = [(layer, 100 * share) for layer, share in zip(layers, taken, strict=True) if share is not None]
+        marks = {"color": COLOURS[1], "marker": MARKERS[1], "linestyle": "none"}
+        axes.plot(*zip(*shown, strict=True), label="rows that leave there (right answers)", **marks)
+        axes.legend(loc="best")
+    axes.set_xticks(layers)
+    axes.set_xlabel("layer (the last is the model's own head)")
+    axes.set_ylabel(f"{score_name.replace('_', ' ')} (%)")
+    axes.grid(alpha=0.3)
+    if title:
+        axes.set_title(title)
+    save_figure(figure, path, form)
+
+
+def plot_reliability(
+    layers: Mapping[str, Mapping[str, Sequence[ReliabilityBin]]], path: str | Path | BytesIO, form: str | None = None
+) -> None:
+    """
+    Draw a reliability diagram for each exit: accuracy against confidence. On the diagonal an exit is as often right as
+    it is sure; below it, it is surer than right.
+
+    Args:
+        layers (`Mapping[str, Mapping[str, Sequence[ReliabilityBin]]]`):
+            Title of a diagram to its curves: name to what [`reliability_bins`] returned. Of more than 12 diagrams, 12
+            are drawn, evenly spread.
+        path, form: As for [`plot_trade_off`].
+    """
+    titles = list(layers)
+    if len(titles) > MOST_DIAGRAMS:
+        titles = [titles[index] for index in np.linspace(0, len(titles) - 1, MOST_DIAGRAMS).round().astype(int)]
+    columns = min(4, len(titles))
+    lines = -(-len(titles) // columns)
+    figure = new_figure(width=2.3 * columns + 0.4, height=2.4 * lines + 0.5)
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, title in zip(grid.flat, titles, strict=False):
+        axes.plot([0, 100], [0, 100], color="0.6", linestyle="--", linewidth=1)
+        for index, (name, bins) in enumerate(layers[title].items()):
+            total = sum(one.rows for one in bins)
+            line = {"color": COLOURS[index], "label": name, "linewidth": 1}
+            confidence, accuracy = [100 * one.confidence for one in bins], [100 * one.accuracy for one in bins]
+            axes.plot(confidence, accuracy, **line)
+            # The more rows, the larger the mark.
+            sizes = [8 + 60 * one.rows / total for one in bins]
+            axes.scatter(confidence, accuracy, s=sizes, color=COLOURS[index], marker=MARKERS[index], alpha=0.7)
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlim(0, 103)
+        axes.set_ylim(0, 103)
+        axes.set_aspect("equal")
+    for axes in list(grid.flat)[len(titles) :]:
+        axes.set_axis_off()
+    figure.supxlabel("confidence (%)")
+    figure.supylabel("right answers (%)")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    if len(labels) > 1:
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
+    save_figure(figure, path, form)
+
+
+def plot_slices(
+    slices: Sequence[Slice], path: str | Path | BytesIO, title: str | None = None, form: str | None = None
+) -> None:
+    """
+    Draw what early exit saves of each slice, and what it does to its accuracy.
+
+    Args:
+        slices (sequence of `Slice`): From [`slice_report`].
+        path, title, form: As for [`plot_trade_off`].
+    """
+    figure = new_figure(width=7.2, height=1.5 + 0.34 * len(slices))
+    left, right = figure.subplots(1, 2, sharey=True)
+    places = range(len(slices))
+    colours = [COLOURS[1] if one.hurt else COLOURS[0] for one in slices]
+    hatches = ["//" if one.hurt else "" for one in slices]
+    bars = left.barh(places, [100 * one.layer_saving for one in slices], color=colours)
+    left.bar_label(bars, [f"{100 * one.layer_saving:.0f}" for one in slices], padding=2)
+    left.set_xlabel("layer saving (%)")
+    left.margins(x=0.15)
+    changes = right.barh(
+        places, [100 * one.accuracy_change for one in slices], color=colours, hatch=hatches, edgecolor="white"
+    )
+    right.bar_label(changes, [f"{100 * one.accuracy_change:+.1f}" for one in slices], padding=2)
+    right.axvline(0, color="0.3", linewidth=1)
+    right.set_xlabel("change of accuracy (points)")
+    right.margins(x=0.25)
+    left.set_yticks(list(places), [f"{shorten(one.name)} ({one.rows:,})" for one in slices])
+    left.invert_yaxis()
+    if title:
+        figure.suptitle(title, fontsize="medium")
+    save_figure(figure, path, form)
+
+
+def shorten(name: str, length: int = 28) -> str:
+    return name if len(name) <= length else f"{name[: length - 1]}…"

@@ -1,0 +1,349 @@
+"""All that can be told of a model from its exits on labelled rows, as numbers and as a page."""
+
+import base64
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .calibration import TemperatureFit, fit_temperatures, reliability_bins
+from .exit_curve import thresholds_by_saving
+from .exit_table import ExitTable
+from .layer_report import TOLERANCE, LayerReport, layer_report
+from .plots import plot_exit_depths, plot_layer_scores, plot_reliability, plot_slices, plot_trade_off
+from .scores import Score, interval, make_score, points
+from .slices import Slice, slice_report
+from .sweep import OperatingPoint, sweep_thresholds, threshold_grid
+from .tables import to_plain
+from .threshold_choice import ThresholdChoice, pick_threshold
+
+
+if TYPE_CHECKING:
+    from .latency import LatencyProfile
+    from .runtime import RuntimeBenchmark
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+BAND_POINTS, BAND_RESAMPLES = 40, 200
+LEAST_ROWS = 20
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    What [`make_report`] found. Everything but `choices` and `alternatives` is about the rows that were read on.
+
+    Args:
+        title (`str`): Headline.
+        facts (`dict[str, str]`): What the model and the data are.
+        metric (`str`): The score.
+        classes (`int`): Number of classes.
+        rows, read_rows (`int`): Rows in all, and those that the figures are read on.
+        choice ([`ThresholdChoice`]): The threshold that everything else is about.
+        choices (`dict[str, ThresholdChoice]`): For other allowed losses, and with a guarantee, by target.
+        curve (`list[OperatingPoint]`): The trade-off.
+        points (`list[OperatingPoint]`): Full depth, thresholds at savings of 10, 20, … %, and the choice.
+        band (`tuple` of three lists): Savings, and the 95 % bootstrap interval of the score there.
+        layers (`list[LayerReport]`): Every exit.
+        without_redundant (`OperatingPoint`, *optional*):
+            The choice without all off-ramps that are redundant, each by itself.
+        temperatures ([`TemperatureFit`]): Temperature scaling.
+        alternatives (`dict[str, ThresholdChoice]`): Ways to exit, for the same target, read on the same rows.
+        slices (`dict[str, list[Slice]]`): By class, by length, by columns.
+        runtime ([`RuntimeBenchmark`], *optional*): Measured run times.
+    """
+
+    title: str
+    facts: dict[str, str]
+    metric: str
+    classes: int
+    rows: int
+    read_rows: int
+    choice: ThresholdChoice
+    choices: dict[str, ThresholdChoice]
+    curve: list[OperatingPoint]
+    points: list[OperatingPoint]
+    band: tuple[list[float], list[float], list[float]]
+    layers: list[LayerReport]
+    without_redundant: OperatingPoint | None
+    temperatures: TemperatureFit
+    alternatives: dict[str, ThresholdChoice]
+    slices: dict[str, list[Slice]]
+    runtime: "RuntimeBenchmark | None"
+    reliability: dict[str, dict[str, list]] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain Python, ready for JSON."""
+        names = [name for name in self.__dataclass_fields__ if name not in ("reliability", "curve")]
+        return {name: to_plain(getattr(self, name)) for name in names}
+
+    def save(self, path: str | Path) -> None:
+        """
+        Writes the page: one HTML file with its pictures in it, which needs no network and no script.
+
+        Args:
+            path (`str` or `Path`): File to write; its folder is made.
+        """
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(render(self), encoding="utf-8")
+
+
+def make_report(
+    table: ExitTable,
+    *,
+    title: str = "Early exit",
+    facts: Mapping[str, str] | None = None,
+    target_saving: float | None = None,
+    max_score_drop: float | None = None,
+    metric: str = "accuracy",
+    score: Score | None = None,
+    columns: Mapping[str, Sequence[Any]] | None = None,
+    latency: "LatencyProfile | None" = None,
+    runtime: "RuntimeBenchmark | None" = None,
+    seed: int = 0,
+) -> Report:
+    """
+    Chooses a threshold on one random half of the rows, and reads on the other what it does: the trade-off, every
+    layer, calibration, other ways to exit, and whom it helps and hurts.
+
+    Args:
+        table ([`ExitTable`]): Rows that the model was not trained on, at least 20.
+        title (`str`, *optional*, defaults to `"Early exit"`): Headline.
+        facts (`Mapping[str, str]`, *optional*): What the model and the data are, for the head of the page.
+        target_saving, max_score_drop (`float`, *optional*):
+            The target, as for [`pick_threshold`]; a loss of at most one point by default.
+        metric, score: As for [`pick_threshold`].
+        columns (`Mapping[str, Sequence]`, *optional*): One value for each row of the table, to slice by.
+        latency ([`LatencyProfile`], *optional*): For expected times.
+        runtime ([`RuntimeBenchmark`], *optional*): Measured times to show.
+        seed (`int`, *optional*, defaults to 0): Of the split and of the bootstraps.
+
+    Returns:
+        [`Report`]: `report.save("report.html")` writes it as a page.
+
+    Raises:
+        ValueError: for too few rows, or settings that [`pick_threshold`] refuses.
+    """
+    if len(table) < LEAST_ROWS:
+        raise ValueError(f"`table` has {len(table)} rows, and a report needs at least {LEAST_ROWS}: collect more.")
+    for name, values in (columns or {}).items():
+        if len(values) != len(table):
+            raise ValueError(f"`columns` has {len(values)} values of {name!r} for {len(table)} rows: give one each.")
+    if target_saving is None and max_score_drop is None:
+        max_score_drop = 0.01
+    # Everything is chosen on one half and read on the other: the same halves that `pick_threshold` would take.
+    place = ExitTable(table.logits, table.labels, table.lengths, np.arange(len(table)), table.label_names)
+    chosen_on, read_on = (table.select(half.ids) for half in place.split(seed))
+    settings: dict[str, Any] = {"metric": metric, "score": score, "latency": latency, "seed": seed}
+    target = {"target_saving": target_saving, "max_score_drop": max_score_drop}
+    choice = pick_threshold(chosen_on, reading=read_on, **target, **settings)
+    layers = layer_report(read_on, choice.threshold, metric, score)
+    fit = fit_temperatures(chosen_on, reading=read_on)
+    slices = {"class": "label"} | ({"length": "length"} if table.lengths.any() else {}) | dict(columns or {})
+    ids = place.split(seed)[1].ids
+    return Report(
+        title=title,
+        facts=dict(facts or {}),
+        metric=metric,
+        classes=table.num_labels,
+        rows=len(table),
+        read_rows=len(read_on),
+        choice=choice,
+        choices=other_choices(chosen_on, read_on, table, settings),
+        curve=sweep_thresholds(read_on, None, score, latency),
+        points=sweep_thresholds(
+            read_on, sorted({0.0, *thresholds_by_saving(read_on), choice.threshold}), score, latency
+        ),
+        band=trade_off_band(read_on, metric, score, seed),
+        layers=layers,
+        without_redundant=without_redundant(read_on, choice, layers, score, latency),
+        temperatures=fit,
+        alternatives=alternatives(chosen_on, read_on, choice, fit, target, settings),
+        slices={
+            name: slice_report(read_on, choice.threshold, by if isinstance(by, str) else [by[index] for index in ids])
+            for name, by in slices.items()
+        },
+        runtime=runtime,
+        reliability=reliability(read_on, fit),
+    )
+
+
+def other_choices(
+    chosen_on: ExitTable, read_on: ExitTable, table: ExitTable, settings: Mapping[str, Any]
+) -> dict[str, ThresholdChoice]:
+    """For several allowed losses; of accuracy also with a guarantee, which needs no second half."""
+    choices = {
+        f"at most {points(drop)} lost" if drop else "nothing lost": pick_threshold(
+            chosen_on, reading=read_on, max_score_drop=drop, **settings
+        )
+        for drop in (0.0, 0.005, 0.01, 0.02)
+    }
+    if settings["metric"] == "accuracy" and settings["score"] is None:
+        options = {"latency": settings["latency"], "seed": settings["seed"]}
+        for drop in (0.01, 0.02):
+            guaranteed = pick_threshold(table, max_score_drop=drop, confidence=0.95, **options)
+            choices[f"at most {points(drop)} lost, guaranteed with 95 % confidence"] = guaranteed
+    return choices
+
+
+def alternatives(
+    chosen_on: ExitTable,
+    read_on: ExitTable,
+    choice: ThresholdChoice,
+    fit: TemperatureFit,
+    target: Mapping[str, Any],
+    settings: Mapping[str, Any],
+) -> dict[str, ThresholdChoice]:
+    """Other ways to exit, for the same target on the same halves."""
+
+    def pick(one: Callable[[ExitTable], ExitTable], **more: Any) -> ThresholdChoice:
+        return pick_threshold(one(chosen_on), reading=one(read_on), **target, **settings, **more)
+
+    def scaled(one: ExitTable) -> ExitTable:
+        return one.with_temperatures(fit.temperatures)
+
+    return {
+        "one threshold": choice,
+        "one threshold, off-ramps scaled by temperatures": pick(scaled),
+        "a threshold for each off-ramp": pick(lambda one: one, per_layer=True),
+        "one threshold, mean of the exits passed so far (ensemble)": pick(ExitTable.ensemble),
+    }
+
+
+def without_redundant(
+    table: ExitTable,
+    choice: ThresholdChoice,
+    layers: Sequence[LayerReport],
+    score: Score | None,
+    latency: "LatencyProfile | None",
+) -> OperatingPoint | None:
+    """The choice with the thresholds of redundant off-ramps set to 0, where they are not even computed."""
+    if not any(layer.redundant for layer in layers):
+        return None
+    thresholds = np.broadcast_to(choice.threshold, table.num_layers - 1)
+    left = [0.0 if layer.redundant else value for layer, value in zip(layers, thresholds.tolist(), strict=False)]
+    return sweep_thresholds(table, [left], score, latency)[0]
+
+
+def trade_off_band(
+    table: ExitTable, metric: str, score: Score | None, seed: int
+) -> tuple[list[float], list[float], list[float]]:
+    """Savings, and the 95 % bootstrap interval of the score, at some thresholds."""
+    one, generator = make_score(metric, score, table.num_labels), np.random.default_rng(seed)
+    draws = generator.integers(0, len(table), (BAND_RESAMPLES, len(table)))
+    grid = threshold_grid(table)
+    grid = [grid[index] for index in np.linspace(0, len(grid) - 1, BAND_POINTS).astype(int)]
+    band = {}
+    for threshold in grid:
+        exits, answers = table.exits_at(threshold)
+        if metric == "accuracy" and score is None:
+            right = answers == table.labels
+            values = right[draws].mean(1)
+        else:
+            values = np.array([one(answers[draw], table.labels[draw]) for draw in draws])
+        band[1 - float(exits.mean()) / table.num_layers] = interval(values, 0.95)
+    savings = sorted(band)
+    return savings, [band[saving][0] for saving in savings], [band[saving][1] for saving in savings]
+
+
+def reliability(table: ExitTable, fit: TemperatureFit) -> dict[str, dict[str, list]]:
+    """Curves of the reliability diagrams: before and after temperature scaling."""
+    after, last = table.with_temperatures(fit.temperatures), table.num_layers
+    diagrams = {
+        f"off-ramp {layer}, T = {fit.temperatures[layer - 1]:.2f}": {
+            "as trained": reliability_bins(table, layer),
+            "scaled": reliability_bins(after, layer),
+        }
+        for layer in range(1, last)
+    }
+    return {**diagrams, "own head": {"as trained": reliability_bins(table, last)}}
+
+
+def render(report: Report) -> str:
+    """The page."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "points": signed, "threshold": threshold_text, "range": range_text}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    redundant = [layer.layer for layer in report.layers if layer.redundant]
+    return template.render(
+        report=report,
+        choice=report.choice,
+        pictures={name: as_data(picture) for name, picture in draw(report).items()},
+        metric=report.metric.replace("_", " "),
+        redundant=redundant,
+        tolerance=TOLERANCE,
+        consulted=sum(layer.consulted for layer in report.layers[:-1]),
+        consulted_without=sum(layer.consulted for layer in report.layers[:-1] if not layer.redundant),
+        hurt={name: [one for one in slices if one.hurt] for name, slices in report.slices.items()},
+        max_entropy=math.log(report.classes),
+        runtime=runtime_table(report.runtime),
+        # Nothing in a string may end the element that the numbers stand in.
+        numbers=json.dumps(report.to_dict()).replace("<", "\\u003c"),
+    )
+
+
+def runtime_table(runtime: "RuntimeBenchmark | None") -> str | None:
+    """The measured times as preformatted text."""
+    return None if runtime is None else runtime.text()
+
+
+def draw(report: Report) -> dict[str, Callable[..., None]]:
+    """The pictures of the page, each as a function of where to write it."""
+    chosen = [point for point in report.points if point.threshold == report.choice.threshold]
+    taken = [layer.right_when_taken for layer in report.layers]
+
+    def trade_off(path: Any, form: str | None = None) -> None:
+        full = report.choice.full_score
+        plot_trade_off(report.curve, path, report.metric, full, chosen, band=report.band, form=form)
+
+    def depths(path: Any, form: str | None = None) -> None:
+        plot_exit_depths(chosen[0].exit_counts, path, form=form)
+
+    def layers(path: Any, form: str | None = None) -> None:
+        scores = [layer.score for layer in report.layers]
+        plot_layer_scores(scores, path, report.metric, taken, form=form)
+
+    def diagrams(path: Any, form: str | None = None) -> None:
+        plot_reliability(report.reliability, path, form)
+
+    pictures: dict[str, Callable[..., None]] = {
+        "trade_off": trade_off,
+        "exit_depths": depths,
+        "layer_scores": layers,
+        "reliability": diagrams,
+    }
+    for name, slices in report.slices.items():
+        pictures[f"slices_{name}"] = lambda path, form=None, slices=slices: plot_slices(slices, path, form=form)
+    return pictures
+
+
+def as_data(picture: Callable[..., None]) -> str:
+    """A picture as a `data:` address."""
+    buffer = BytesIO()
+    picture(buffer, form="svg")
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def signed(value: float) -> str:
+    """A change of score in points; U+2212 is the minus sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def range_text(bounds: tuple[float, float], form: Callable[[float], str] = signed) -> str:
+    return f"{form(bounds[0])} to {form(bounds[1])}"
+
+
+def threshold_text(threshold: float | Sequence[float]) -> str:
+    values = threshold if isinstance(threshold, Sequence) else [threshold]
+    return ", ".join(f"{value:.3g}" for value in values)
