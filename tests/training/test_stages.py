@@ -1,5 +1,8 @@
 """What each stage trains and leaves alone, and the Trainer features that users rely on."""
 
+import logging
+from functools import partial
+
 import pytest
 import torch
 from tiny_task import DATA, TRAIN, VALIDATION, collate, make_args, make_rows, make_tiny
@@ -393,3 +396,43 @@ def test_peft(tmp_path):
     merged = model.merge_and_unload()
     OffRampTrainer(merged, make_args(tmp_path), **DATA).train()
     assert merged.config.off_ramps_trained
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_stage_2_drops_temperatures_fitted_before(tmp_path, mode, caplog):
+    """Also those of a model that `model_init` makes; losses are those of a model without."""
+    states = []
+    for temperatures in (None, [0.1, 5.0, 2.0]):
+        args = make_args(tmp_path, off_ramp_mode=mode, eval_strategy="epoch")
+        make = partial(make_tiny, 0, off_ramp_temperatures=temperatures)
+        trainer = OffRampTrainer(model_init=make, args=args, **DATA)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            trainer.train()
+        assert caplog.text.count("`off_ramp_temperatures` ([0.1, 5.0, 2.0])") == (temperatures is not None)
+        assert trainer.model.config.off_ramp_temperatures is None
+        states.append([entry.get("loss", entry.get("eval_loss")) for entry in trainer.state.log_history])
+    assert len(states[0]) == 16 + 2 + 1
+    assert states[0] == states[1]
+
+
+def test_stage_1_drops_temperatures_of_off_ramps_it_makes_untrained(tmp_path):
+    model = make_tiny(off_ramps_trained=True, off_ramp_temperatures=[0.1, 5.0, 2.0])
+    trainer = BackboneTrainer(model, make_args(tmp_path), **DATA)
+    trainer.evaluate()
+    assert model.config.off_ramp_temperatures == [0.1, 5.0, 2.0]
+    trainer.train()
+    assert model.config.off_ramp_temperatures is None
+
+
+def test_evaluation_uses_temperatures(tmp_path):
+    model = make_tiny()
+    raw = OffRampTrainer(model, make_args(tmp_path), **DATA).predict(VALIDATION).predictions
+    model.config.off_ramp_temperatures = [0.1, 5.0, 2.0]
+    scaled = OffRampTrainer(model, make_args(tmp_path), **DATA).predict(VALIDATION)
+    for logits, expected, temperature in zip(scaled.predictions, raw, [0.1, 5.0, 2.0, 1.0], strict=True):
+        torch.testing.assert_close(torch.tensor(logits), torch.tensor(expected) / temperature)
+    labels = torch.tensor([row["labels"] for row in VALIDATION])
+    losses = [nn.functional.cross_entropy(torch.tensor(logits), labels) for logits in scaled.predictions[:-1]]
+    assert scaled.metrics["test_loss"] == pytest.approx(float(sum(losses)), rel=0.02)
+    assert model.config.off_ramp_temperatures == [0.1, 5.0, 2.0]

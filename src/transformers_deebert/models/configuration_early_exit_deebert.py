@@ -8,6 +8,8 @@ from typing import ClassVar
 
 OFF_RAMP_POOLINGS = ("cls", "mean", "attention")
 OFF_RAMP_HEADS = ("pooler", "linear")
+# Logits are divided in float32 or less: what it cannot hold would be a division by 0 or by infinity.
+TEMPERATURE_RANGE = (2.0**-126, 2.0**127)
 
 
 def check_thresholds(value, num_off_ramps: int) -> tuple[float, ...]:
@@ -50,6 +52,45 @@ def check_thresholds(value, num_off_ramps: int) -> tuple[float, ...]:
     return thresholds if isinstance(value, (list, tuple)) else thresholds * num_off_ramps
 
 
+def check_temperatures(value, num_off_ramps: int) -> tuple[float, ...]:
+    """
+    Checks the temperatures of the off-ramps.
+
+    Args:
+        value (`list[float]`): One temperature for each off-ramp; finite and above 0, within the range of float32.
+        num_off_ramps (`int`): Number of off-ramps, the number of layers minus one.
+
+    Returns:
+        `tuple[float, ...]` of length `num_off_ramps`.
+
+    Raises:
+        ValueError: where a temperature is not a number, is not above 0 or not finite, or their number is wrong.
+    """
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(
+            f"`off_ramp_temperatures` must be a list of {num_off_ramps} numbers, one for each off-ramp, or `None`, "
+            f"got {value!r} ({type(value).__name__})."
+        )
+    if len(value) != num_off_ramps:
+        raise ValueError(
+            f"`off_ramp_temperatures` has {len(value)} temperatures, but the model has {num_off_ramps} off-ramps: "
+            "give exactly one number for each, or `None`."
+        )
+    low, high = TEMPERATURE_RANGE
+    for temperature in value:
+        if isinstance(temperature, bool) or not isinstance(temperature, Real):
+            raise ValueError(
+                f"`off_ramp_temperatures` must hold numbers, got {temperature!r} ({type(temperature).__name__}): give "
+                "floats such as 1.5, or `None` for no temperatures."
+            )
+        if not temperature <= high or temperature < low:
+            raise ValueError(
+                f"`off_ramp_temperatures` must be finite, above 0 and within the range of float32, got "
+                f"{temperature!r}: logits are divided by them, and 1 changes nothing."
+            )
+    return tuple(float(temperature) for temperature in value)
+
+
 def check_exit_layer(value, num_layers: int) -> int:
     """Checks that `value` is a layer, `1 … num_layers`, and returns it; raises `ValueError` otherwise."""
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= num_layers:
@@ -82,6 +123,10 @@ class EarlyExitConfigMixin:
             as in the paper, or `"linear"` (dropout, linear).
         off_ramps_trained (`bool`, *optional*, defaults to `False`):
             Whether the off-ramps have been trained. Set by [`OffRampTrainer`].
+        off_ramp_temperatures (`list[float]`, *optional*):
+            Temperature T_i > 0 of each of the L-1 off-ramps: in eval mode its logits are divided by T_i before their
+            entropy is taken and they are an answer (temperature scaling; Guo et al., 2017, section 4.2). The model's
+            own head has none, so the full depth is that of the stock model. `None`: all are 1.
     """
 
     early_exit_entropy: float | int | list[float | int] | None = None
@@ -90,6 +135,7 @@ class EarlyExitConfigMixin:
     off_ramp_pooling: str = "cls"
     off_ramp_head: str = "pooler"
     off_ramps_trained: bool = False
+    off_ramp_temperatures: list[float | int] | None = None
 
     # Whether other early-exit implementations wrote checkpoints of the family, and model types that they gave them.
     other_layouts = False
@@ -97,6 +143,22 @@ class EarlyExitConfigMixin:
 
     # Extra outputs that Trainer would otherwise gather as predictions.
     keys_to_ignore_at_inference = ["exit_layers", "off_ramp_logits"]
+
+    @property
+    def max_entropy(self):
+        """
+        `float`: ln(num_labels) in nats, the entropy of a prediction that is spread evenly over the classes and so the
+        largest there is. Thresholds can be given as a share of it: `0.3 * model.config.max_entropy`.
+
+        Raises:
+            ValueError: for a model with fewer than two labels.
+        """
+        if self.num_labels < 2:
+            raise ValueError(
+                f"`max_entropy` needs a model that chooses one of several classes, this one has num_labels="
+                f"{self.num_labels}: use `exit_layer` in place of an entropy threshold."
+            )
+        return math.log(self.num_labels)
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs):
@@ -108,11 +170,18 @@ class EarlyExitConfigMixin:
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
-        # Off-ramps that are made to read something else than what they were trained on are untrained.
+        # Off-ramps that are made to read something else than what they were trained on are untrained, and
+        # temperatures are fitted to trained ones.
         for name in ("off_ramp_pooling", "off_ramp_head"):
             if name in kwargs and name in config_dict and kwargs[name] != config_dict[name]:
                 kwargs.setdefault("off_ramps_trained", False)
+                kwargs.setdefault("off_ramp_temperatures", None)
         return super().from_dict(config_dict, **kwargs)
+
+    def forget_off_ramps(self):
+        """Notes that the off-ramps are untrained: new, or no longer fit for what they read."""
+        self.off_ramps_trained = False
+        self.off_ramp_temperatures = None
 
     def validate_off_ramps(self):
         if self.off_ramp_pooling not in OFF_RAMP_POOLINGS:
@@ -130,3 +199,5 @@ class EarlyExitConfigMixin:
                 f"`early_exit_entropy` ({self.early_exit_entropy!r}) and `exit_layer` ({self.exit_layer!r}) exclude "
                 "each other: keep one of them in the configuration."
             )
+        if self.off_ramp_temperatures is not None:
+            check_temperatures(self.off_ramp_temperatures, self.num_hidden_layers - 1)

@@ -5,7 +5,7 @@ from copy import copy
 import torch
 from transformers.utils.generic import can_return_tuple
 
-from .exit_criteria_deebert import ExitCandidate
+from .exit_criteria_deebert import ExitCandidate, call_temperatures, scale_logits
 from .inputs_deebert import check_labels
 from .layer_state_deebert import LayerState
 from .loading_deebert import EarlyExitLoading
@@ -44,7 +44,11 @@ class EarlyExitClassifier(EarlyExitLoading):
                 f"labels or exit settings, got {tuple(inputs.shape)}."
             )
         inputs = inputs.to(off_ramps[0].classifier.weight.dtype)
-        logits = tuple(off_ramp(inputs[:, index])[1] for index, off_ramp in enumerate(off_ramps))
+        temperatures = call_temperatures(self.config, self.training)
+        logits: tuple = tuple(
+            scale_logits(off_ramp(inputs[:, layer - 1])[1], temperatures, layer)
+            for layer, off_ramp in enumerate(off_ramps, start=1)
+        )
         return EarlyExitSequenceClassifierOutput(off_ramp_logits=logits)
 
     def set_trainable(self, part: str) -> None:

@@ -9,7 +9,7 @@ from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .exit_answers_deebert import Compactor, ExitAnswers
-from .exit_criteria_deebert import ExitCandidate, ExitPlan, make_exit_plan
+from .exit_criteria_deebert import ExitCandidate, ExitPlan, make_exit_plan, scale_logits
 from .inputs_deebert import check_mask, check_tokens
 from .layer_state_deebert import LayerState, is_left_aligned, rotate_columns, rotation, rotation_back
 from .loading_deebert import EarlyExitLoading
@@ -169,12 +169,13 @@ class EarlyExitBackbone(EarlyExitLoading):
         hidden = state.hidden[:, :1] if off_ramp.pooling == "cls" else state.hidden
         return off_ramp.pool(self.readout(hidden), None if state.padding is False else state.mask)
 
-    def answer(self, state: LayerState, answer_last) -> ExitCandidate:
+    def answer(self, state: LayerState, plan: ExitPlan, answer_last) -> ExitCandidate:
         """What the off-ramp behind the last applied layer says, or `answer_last` behind the last layer."""
         if state.layer == self.config.num_hidden_layers:
             return answer_last(state)
         off_ramp = self.off_ramps[state.layer - 1]
         vector, logits = off_ramp(self.off_ramp_input(off_ramp, state))
+        logits = scale_logits(logits, plan.temperatures, state.layer)
         return ExitCandidate(logits=logits, pooled=vector, memory=state.memory)
 
     # `capture_outputs` collects attentions through hooks on the layers, as in the stock models.
@@ -217,7 +218,7 @@ class EarlyExitBackbone(EarlyExitLoading):
                 hidden_states.append(state.hidden)
             if not (plan.all_off_ramps or state.layer in stops):
                 continue
-            candidate = self.answer(state, answer_last)
+            candidate = self.answer(state, plan, answer_last)
             if plan.all_off_ramps:
                 off_ramp_logits.append(candidate.logits)
             if state.layer not in stops:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from transformers.utils import logging
 
-from .configuration_early_exit_deebert import check_exit_layer, check_thresholds
+from .configuration_early_exit_deebert import check_exit_layer, check_temperatures, check_thresholds
 from .layer_state_deebert import LayerState
 
 
@@ -32,13 +32,25 @@ def negative_entropy(logits: torch.Tensor) -> torch.Tensor:
     return log_probabilities.exp().mul(log_probabilities).sum(-1)
 
 
+def call_temperatures(config, training: bool) -> tuple[float, ...] | None:
+    """The off-ramps' temperatures in a call; `None`: all 1, as always in training, for the loss of stage 2."""
+    if training or config.off_ramp_temperatures is None:
+        return None
+    return check_temperatures(config.off_ramp_temperatures, config.num_hidden_layers - 1)
+
+
+def scale_logits(logits: torch.Tensor, temperatures: tuple[float, ...] | None, layer: int) -> torch.Tensor:
+    """Logits `(rows, labels)` of off-ramp `layer` (1 … L-1), divided by its temperature (Guo et al., 2017)."""
+    return logits if temperatures is None else logits / temperatures[layer - 1]
+
+
 @dataclass
 class ExitCandidate:
     """
     One layer's answers, put before an exit criterion.
 
     Args:
-        logits (`torch.FloatTensor` of shape `(rows, labels)`): What the off-ramp says.
+        logits (`torch.FloatTensor` of shape `(rows, labels)`): What the off-ramp says, its temperature applied.
         pooled (`torch.FloatTensor` of shape `(rows, hidden)`): The vector its classifier read.
         memory (`dict[str, torch.Tensor]`):
             The criterion's own `(rows, …)` tensors, empty at the first layer. What it puts here it finds again at the
@@ -94,6 +106,7 @@ class ExitPlan:
         last_layer (`int`): Where the loop ends.
         all_off_ramps (`bool`): Whether the logits of all exits are kept.
         compact (`bool`): Whether rows that left are dropped from the batch.
+        temperatures (`tuple[float, ...]`, *optional*): Of the L-1 off-ramps; `None`: all 1.
     """
 
     criterion: ExitCriterion | None
@@ -101,6 +114,7 @@ class ExitPlan:
     last_layer: int
     all_off_ramps: bool
     compact: bool
+    temperatures: tuple[float, ...] | None
 
     @property
     def stops(self) -> frozenset[int]:
@@ -171,6 +185,7 @@ def make_exit_plan(
         last_layer=depth if every_layer else answer_layer,
         all_off_ramps=bool(output_off_ramp_logits),
         compact=criterion is not None and not every_layer,
+        temperatures=call_temperatures(config, training),
     )
 
 

@@ -67,7 +67,7 @@ class EarlyExitLoading:
             return cls.config_class.from_dict(config.to_dict() | {"model_type": cls.config_class.model_type})
         if config.off_ramps_trained and reads_otherwise(vars(config), saved):
             config = deepcopy(config)
-            config.off_ramps_trained = False
+            config.forget_off_ramps()
         return config
 
     @classmethod
@@ -178,4 +178,4 @@ def check_off_ramp_keys(model, info, name, poolers_only: bool) -> None:
             "trained with."
         )
     if missing or any("off_ramps." in key[0] for key in info["mismatched_keys"]):
-        model.config.off_ramps_trained = False
+        model.config.forget_off_ramps()

@@ -30,7 +30,8 @@ class EarlyExitModelOutput(ModelOutput):
         exit_layers (`torch.LongTensor` of shape `(batch,)`, *optional*):
             1-based layer each row left at, L for rows that ran to full depth. `None` in training mode.
         off_ramp_logits (`tuple[torch.FloatTensor]`, *optional*):
-            With `output_off_ramp_logits=True`: L-1 tensors `(batch, labels)`, one for each off-ramp.
+            With `output_off_ramp_logits=True`: L-1 tensors `(batch, labels)`, one for each off-ramp, divided in
+            eval mode by its temperature if the configuration has any.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             With `output_hidden_states=True`: L+1 tensors `(batch, tokens, hidden)`, the embeddings and each layer's.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
@@ -60,7 +61,8 @@ class EarlyExitSequenceClassifierOutput(ModelOutput):
             1-based layer each row left at, L for rows that ran to full depth. `None` in training mode.
         off_ramp_logits (`tuple[torch.FloatTensor]`, *optional*):
             With `output_off_ramp_logits=True`: L tensors `(batch, labels)`, one for each exit, the last from the
-            model's own head. With `off_ramp_inputs`: those of the L-1 off-ramps.
+            model's own head. With `off_ramp_inputs`: those of the L-1 off-ramps. In eval mode an off-ramp's are
+            divided by its temperature if the configuration has any.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             With `output_hidden_states=True`: L+1 tensors `(batch, tokens, hidden)`, the embeddings and each layer's.
         attentions (`tuple[torch.FloatTensor]`, *optional*):

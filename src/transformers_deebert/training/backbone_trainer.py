@@ -22,5 +22,5 @@ class BackboneTrainer(StageTrainer):
             super().freeze()
 
     def training_step(self, *args, **kwargs):
-        self.early_exit_model.config.off_ramps_trained = False
+        self.early_exit_model.config.forget_off_ramps()
         return super().training_step(*args, **kwargs)

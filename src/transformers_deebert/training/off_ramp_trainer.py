@@ -10,12 +10,16 @@ from torch import nn
 from torch.utils.data import IterableDataset, RandomSampler
 from transformers import EvalPrediction, default_data_collator
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import logging
 
 from ..analysis.row_windows import write_windows
 from ..models.inputs_deebert import check_labels
 from .off_ramp_inputs import OffRampInputs, check_free_space, pooled_windows
 from .stage_trainer import StageTrainer, is_peft
 from .training_arguments import DeeBertTrainingArguments
+
+
+logger = logging.get_logger(__name__)
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -74,6 +78,7 @@ class OffRampTrainer(StageTrainer):
     - `compute_loss_func(outputs, labels, num_items_in_batch=None)` is called once for each off-ramp and summed.
     - `predict(…).predictions` is a tuple of L arrays `(rows, labels)`, one for each exit.
     - `args.off_ramp_mode` chooses whether the backbone runs at every step; see [`DeeBertTrainingArguments`].
+    - Training drops `config.off_ramp_temperatures`, which were fitted to the off-ramps as they were before.
 
     Raises:
         ValueError: for a PEFT model, a model that does not choose one of several classes, or `"cached"` with attention
@@ -150,7 +155,18 @@ class OffRampTrainer(StageTrainer):
         self.early_exit_model.config.off_ramps_trained = True
         return loss
 
+    def drop_temperatures(self) -> None:
+        """Temperatures belong to the off-ramps that they were fitted to, which are now trained on."""
+        config = self.early_exit_model.config
+        if config.off_ramp_temperatures is not None:
+            logger.warning(
+                f"`off_ramp_temperatures` ({config.off_ramp_temperatures}) were fitted to off-ramps that are now "
+                "trained on, and are dropped: fit them again after training."
+            )
+            config.off_ramp_temperatures = None
+
     def _inner_training_loop(self, *args, **kwargs):
+        self.drop_temperatures()  # here a model of `model_init` is there
         if self.off_ramp_mode == "through_backbone" or self.off_ramp_inputs is not None:
             return super()._inner_training_loop(*args, **kwargs)
         folder = Path(self.args.output_dir) / "_off_ramp_inputs"  # Trainer pushes nothing of such a name
