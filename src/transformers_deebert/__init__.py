@@ -53,7 +53,10 @@ from .registration import register
 if TYPE_CHECKING:
     from .analysis.exit_curve import ExitCurve, exit_curve
     from .analysis.exit_table import ExitTable, collect_exits
+    from .analysis.latency import LatencyProfile, measure_latency
     from .analysis.plots import plot_trade_off
+    from .analysis.runtime import RuntimeBenchmark, benchmark_runtime
+    from .analysis.stock import stock_model
     from .analysis.sweep import (
         HeldOutPoint,
         OperatingPoint,
@@ -80,12 +83,15 @@ _LAZY = {
         ("analysis.sweep", "analysis"),
     ),
     **dict.fromkeys(("describe_machine", "time_thresholds"), ("analysis.timing", "analysis")),
+    **dict.fromkeys(("LatencyProfile", "measure_latency"), ("analysis.latency", "analysis")),
+    **dict.fromkeys(("RuntimeBenchmark", "benchmark_runtime"), ("analysis.runtime", "analysis")),
     **dict.fromkeys(("ExitTable", "collect_exits"), ("analysis.exit_table", "analysis")),
     **dict.fromkeys(("ExitCurve", "exit_curve"), ("analysis.exit_curve", "analysis")),
     **dict.fromkeys(("ThresholdChoice", "pick_threshold"), ("analysis.threshold_choice", "analysis")),
     **dict.fromkeys(("create_model_card", "write_model_card"), ("hub.model_card", "analysis")),
     "apply_threshold": ("hub.applied_threshold", "analysis"),
     "plot_trade_off": ("analysis.plots", "analysis"),
+    "stock_model": ("analysis.stock", "analysis"),
     "BackboneTrainer": ("training.backbone_trainer", "train"),
     "DeeBertTrainingArguments": ("training.training_arguments", "train"),
     "OffRampTrainer": ("training.off_ramp_trainer", "train"),
@@ -134,12 +140,15 @@ __all__ = [
     "ExitCurve",
     "ExitTable",
     "HeldOutPoint",
+    "LatencyProfile",
     "OffRampTrainer",
     "OperatingPoint",
+    "RuntimeBenchmark",
     "ThresholdChoice",
     "TwoStageTrainer",
     "__version__",
     "apply_threshold",
+    "benchmark_runtime",
     "collect_exits",
     "convert_checkpoint",
     "create_model_card",
@@ -149,9 +158,11 @@ __all__ = [
     "exit_layers",
     "from_backbone",
     "layer_scores",
+    "measure_latency",
     "pick_operating_points",
     "pick_threshold",
     "plot_trade_off",
+    "stock_model",
     "sweep_thresholds",
     "time_thresholds",
     "write_endpoint_handler",

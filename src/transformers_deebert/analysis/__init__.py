@@ -2,7 +2,10 @@
 
 from .exit_curve import ExitCurve, exit_curve
 from .exit_table import ExitTable, collect_exits
+from .latency import LatencyProfile, measure_latency
 from .plots import plot_trade_off
+from .runtime import RUNTIME_COLUMNS, RuntimeBenchmark, benchmark_runtime
+from .stock import stock_model
 from .sweep import (
     HeldOutPoint,
     OperatingPoint,
@@ -19,12 +22,16 @@ from .timing import RuntimeFigure, describe_machine, time_models, time_threshold
 
 
 __all__ = [
+    "RUNTIME_COLUMNS",
     "ExitCurve",
     "ExitTable",
     "HeldOutPoint",
+    "LatencyProfile",
     "OperatingPoint",
+    "RuntimeBenchmark",
     "RuntimeFigure",
     "ThresholdChoice",
+    "benchmark_runtime",
     "collect_exits",
     "describe_machine",
     "entropies",
@@ -32,10 +39,12 @@ __all__ = [
     "exit_layers",
     "format_table",
     "layer_scores",
+    "measure_latency",
     "pick_operating_points",
     "pick_threshold",
     "plot_trade_off",
     "row_worth",
+    "stock_model",
     "sweep_thresholds",
     "time_models",
     "time_thresholds",
