@@ -16,9 +16,8 @@ from functools import partial
 
 import torch
 from rotation import ratio, time_rotation
-from transformers import BertForSequenceClassification
 
-from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification
+from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification, stock_model
 from transformers_deebert.analysis.timing import describe_machine
 
 
@@ -38,10 +37,8 @@ def make_models(folder, pooling, head="pooler"):
         )
         model = DeeBertForSequenceClassification(config)
     model.config.off_ramps_trained = True
-    stock = BertForSequenceClassification(model.config)
-    # The very same tensors, so that neither model has the better place in memory or cache.
-    stock.load_state_dict(model.state_dict(), strict=False, assign=True)
-    return model.eval(), stock.eval()
+    model.eval()
+    return model, stock_model(model)
 
 
 def make_batch(rows, vocabulary):

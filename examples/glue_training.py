@@ -8,12 +8,10 @@ import numpy as np
 from datasets import Dataset
 from glue_tasks import GlueTask
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     DataCollatorWithPadding,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     set_seed,
@@ -119,13 +117,3 @@ def train_baseline(experiment, training, task: GlueTask, data: EncodedTask, seed
 def layer_logits(trainer: TwoStageTrainer, rows: Dataset) -> np.ndarray:
     """Logits of every layer from one pass, of shape `(rows, layers, labels)`."""
     return np.stack(trainer.predict(rows).predictions, axis=1)
-
-
-def stock_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """The stock class with the same weights, to time against."""
-    stock_config = CONFIG_MAPPING[model.config.backbone_type]
-    stock = AutoModelForSequenceClassification.from_config(
-        stock_config.from_dict(model.config.to_dict() | {"model_type": stock_config.model_type})
-    )
-    stock.load_state_dict({key: value for key, value in model.state_dict().items() if "off_ramps." not in key})
-    return stock.to(device=model.device, dtype=model.dtype)

@@ -34,7 +34,6 @@ from glue_training import (
     encode_task,
     layer_logits,
     sample,
-    stock_copy,
     train_baseline,
     train_early_exit,
 )
@@ -122,7 +121,8 @@ def measure(runs: Runs, thresholds: list[float], repeats: int):
     model, inputs, seconds = runs.model, runs.inputs, None
     if not inputs or not thresholds:
         return {}, None
-    figures = analysis.time_thresholds(model, inputs, thresholds, repeats=repeats, stock_model=stock_copy(model))
+    stock = analysis.stock_model(model)
+    figures = analysis.time_thresholds(model, inputs, thresholds, repeats=repeats, stock_model=stock)
     if runs.baseline is not None:
         full_depth = (model, inputs, {"early_exit_entropy": 0.0})
         before, theirs, after = analysis.time_models([full_depth, (*runs.baseline, {}), full_depth], repeats=repeats)

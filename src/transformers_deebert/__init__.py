@@ -51,10 +51,17 @@ from .registration import register
 
 
 if TYPE_CHECKING:
+    from .analysis.calibration import TemperatureFit, fit_temperatures
     from .analysis.decisions import exit_layers
     from .analysis.exit_curve import ExitCurve, exit_curve
     from .analysis.exit_table import ExitTable, collect_exits
+    from .analysis.latency import LatencyProfile, measure_latency
+    from .analysis.layer_report import LayerReport, layer_report
     from .analysis.plots import plot_trade_off
+    from .analysis.report import Report, make_report
+    from .analysis.runtime import RuntimeBenchmark, benchmark_runtime
+    from .analysis.slices import Slice, slice_report
+    from .analysis.stock import stock_model
     from .analysis.sweep import OperatingPoint, layer_scores, sweep_thresholds
     from .analysis.threshold_choice import ThresholdChoice, pick_threshold
     from .analysis.timing import describe_machine, time_thresholds
@@ -69,12 +76,19 @@ __version__ = version("transformers-deebert")
 
 # Where names live that need more than torch and transformers, and the extra that brings it.
 _LAZY = {
+    **dict.fromkeys(("TemperatureFit", "fit_temperatures"), ("analysis.calibration", "analysis")),
     "exit_layers": ("analysis.decisions", "analysis"),
-    **dict.fromkeys(("OperatingPoint", "layer_scores", "sweep_thresholds"), ("analysis.sweep", "analysis")),
-    **dict.fromkeys(("describe_machine", "time_thresholds"), ("analysis.timing", "analysis")),
-    **dict.fromkeys(("ExitTable", "collect_exits"), ("analysis.exit_table", "analysis")),
     **dict.fromkeys(("ExitCurve", "exit_curve"), ("analysis.exit_curve", "analysis")),
+    **dict.fromkeys(("ExitTable", "collect_exits"), ("analysis.exit_table", "analysis")),
+    **dict.fromkeys(("LatencyProfile", "measure_latency"), ("analysis.latency", "analysis")),
+    **dict.fromkeys(("LayerReport", "layer_report"), ("analysis.layer_report", "analysis")),
+    **dict.fromkeys(("Report", "make_report"), ("analysis.report", "analysis")),
+    **dict.fromkeys(("RuntimeBenchmark", "benchmark_runtime"), ("analysis.runtime", "analysis")),
+    **dict.fromkeys(("Slice", "slice_report"), ("analysis.slices", "analysis")),
+    "stock_model": ("analysis.stock", "analysis"),
+    **dict.fromkeys(("OperatingPoint", "layer_scores", "sweep_thresholds"), ("analysis.sweep", "analysis")),
     **dict.fromkeys(("ThresholdChoice", "pick_threshold"), ("analysis.threshold_choice", "analysis")),
+    **dict.fromkeys(("describe_machine", "time_thresholds"), ("analysis.timing", "analysis")),
     **dict.fromkeys(("create_model_card", "write_model_card"), ("hub.model_card", "analysis")),
     "apply_threshold": ("hub.applied_threshold", "analysis"),
     "plot_trade_off": ("analysis.plots", "analysis"),
@@ -125,12 +139,19 @@ __all__ = [
     "ExitCriterion",
     "ExitCurve",
     "ExitTable",
+    "LatencyProfile",
+    "LayerReport",
     "OffRampTrainer",
     "OperatingPoint",
+    "Report",
+    "RuntimeBenchmark",
+    "Slice",
+    "TemperatureFit",
     "ThresholdChoice",
     "TwoStageTrainer",
     "__version__",
     "apply_threshold",
+    "benchmark_runtime",
     "collect_exits",
     "convert_checkpoint",
     "create_model_card",
@@ -138,10 +159,16 @@ __all__ = [
     "entropy",
     "exit_curve",
     "exit_layers",
+    "fit_temperatures",
     "from_backbone",
+    "layer_report",
     "layer_scores",
+    "make_report",
+    "measure_latency",
     "pick_threshold",
     "plot_trade_off",
+    "slice_report",
+    "stock_model",
     "sweep_thresholds",
     "time_thresholds",
     "write_endpoint_handler",

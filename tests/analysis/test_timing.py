@@ -1,13 +1,15 @@
 import json
+import math
 import time
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import ENCODERS, LENGTHS, NUM_LABELS, make_batch, make_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from transformers_deebert.analysis import describe_machine, time_models, time_thresholds, timing
+from transformers_deebert.analysis import describe_machine, stock_model, time_models, time_thresholds, timing
 
 
 class Clock:
@@ -32,8 +34,9 @@ class CountingModel(OnCpu):
         self.config = SimpleNamespace(num_hidden_layers=4)
         self.clock, self.log = clock, log
 
-    def forward(self, input_ids, early_exit_entropy, attention_mask=None):
+    def forward(self, input_ids, early_exit_entropy, output_off_ramp_logits, attention_mask=None):
         assert not self.training
+        assert output_off_ramp_logits is False  # which would have all layers run
         layers = input_ids[:, 0] if early_exit_entropy else torch.full((len(input_ids),), 4)
         self.clock.now += 1 + 2 * layers.max().item()
         self.log.append(early_exit_entropy)
@@ -115,13 +118,25 @@ def test_a_median_ignores_one_bad_pass(clock):
     (figure,) = time_thresholds(Hiccup(clock, []), [{"input_ids": [2]}], [0.3], repeats=3)
     assert max(figure.seconds) == 1005
     assert figure.seconds_median == 5
+    assert figure.spread == pytest.approx(1000 / 5)
+
+
+def test_a_model_returns_to_its_mode_after_an_error(clock):
+    class Broken(CountingModel):
+        def forward(self, *args, **kwargs):
+            raise RuntimeError("broken")
+
+    model = Broken(clock, []).train()
+    with pytest.raises(RuntimeError, match="broken"):
+        time_thresholds(model, [{"input_ids": [1]}], [0.3])
+    assert model.training
 
 
 def test_models_run_each_on_its_own_rows(clock):
     log = []
     seconds = time_models(
         [
-            (CountingModel(clock, log), [{"input_ids": [1]}, {"input_ids": [3]}], {"early_exit_entropy": 0.5}),
+            (CountingModel(clock, log), [{"input_ids": [1]}, {"input_ids": [3]}], timing._keywords(0.5)),
             (StockModel(clock, layers=2), [{"input_ids": [5, 5]}, {"input_ids": [6]}], {}),
         ],
         repeats=2,
@@ -129,7 +144,22 @@ def test_models_run_each_on_its_own_rows(clock):
     assert seconds == [(3 + 7, 3 + 7), (5 + 5, 5 + 5)]
 
 
-def test_the_stock_class_without_layers_runs():
+def test_the_stock_class_of_every_family_runs_without_layers(family):
+    stock = stock_model(make_model(family))
+    empty = timing._without_layers(stock).eval()
+    ran = {stock: [], empty: []}
+    for model, names in ran.items():
+        for name, module in model.base_model.named_modules():
+            module.register_forward_hook(lambda *_, name=name, names=names: names.append(name))
+        assert model(**make_batch(family)).logits.shape == (len(LENGTHS), NUM_LABELS)
+    inside = f"{ENCODERS[family].layers}.0."
+    assert "embeddings" in ran[empty]
+    assert [name for name in ran[stock] if name.startswith(inside)]
+    assert not [name for name in ran[empty] if name.startswith(inside)]
+    assert stock.config.num_hidden_layers == 4
+
+
+def test_the_stock_class_without_layers_has_none():
     config = BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=37, num_labels=3
     )
@@ -142,9 +172,9 @@ def test_the_stock_class_without_layers_runs():
 
 def test_a_real_clock_runs():
     class Model(CountingModel):
-        def forward(self, input_ids, early_exit_entropy):
+        def forward(self, input_ids, early_exit_entropy, **others):
             time.sleep(0.002 if early_exit_entropy else 0.006)
-            return super().forward(input_ids, early_exit_entropy)
+            return super().forward(input_ids, early_exit_entropy, **others)
 
     (figure,) = time_thresholds(Model(Clock(), []), [{"input_ids": [1]}] * 4, [0.3], repeats=3)
     assert figure.speed_up > 1.5
@@ -155,8 +185,14 @@ def test_a_real_clock_runs():
     [
         ({"rows": []}, r"`rows` must not be empty, got \[\]"),
         ({"thresholds": []}, r"`thresholds` must not be empty"),
-        ({"batch_size": 0}, r"`batch_size` must be >= 1, got 0"),
-        ({"repeats": 0}, r"`repeats` must be >= 1, got 0"),
+        ({"thresholds": 0.1}, r"`thresholds` must be a list of thresholds, got 0\.1"),
+        ({"thresholds": [0.1, math.nan]}, r"`threshold` must be finite and >= 0, got nan"),
+        ({"thresholds": [[0.1, 0.1]]}, r"`threshold` has shape \(2,\) for 3 off-ramps"),
+        ({"thresholds": ["low"]}, r"`threshold` must be a number"),
+        ({"batch_size": 1.5}, r"`batch_size` must be a whole number >= 1, got 1\.5"),
+        ({"warm_up": -1}, r"`warm_up` must be a whole number >= 0, got -1"),
+        ({"batch_size": 0}, r"`batch_size` must be a whole number >= 1, got 0"),
+        ({"repeats": 0}, r"`repeats` must be a whole number >= 1, got 0"),
         ({"batch_size": 2}, r"`rows` of lengths \[1, 2\] meet in one batch\. Pass collate="),
     ],
 )

@@ -21,7 +21,6 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
-    BertForSequenceClassification,
     BertModel,
     BertTokenizer,
     DistilBertConfig,
@@ -408,17 +407,6 @@ def test_submissions_are_what_the_server_wants(glue_tasks, tmp_path, name, set_n
     path = glue_tasks.write_submission(tmp_path / "new", glue_tasks.TASKS[name], set_name, np.array([0, 1]))
     assert path.name == file
     assert path.read_text() == f"index\tprediction\n0\t{words[0]}\n1\t{words[1]}\n"
-
-
-def test_the_stock_copy_gives_the_same_logits(run_glue, tiny_models):
-    from transformers_deebert import DeeBertForSequenceClassification
-
-    model = DeeBertForSequenceClassification.from_pretrained(tiny_models["bert"], num_labels=3).eval()
-    stock = run_glue.stock_copy(model).eval()
-    assert type(stock) is BertForSequenceClassification
-    inputs = {"input_ids": torch.tensor([[2, 7, 8, 9, 3]])}
-    with torch.no_grad():
-        assert torch.equal(stock(**inputs).logits, model(**inputs, early_exit_entropy=0.0).logits)
 
 
 @pytest.mark.slow

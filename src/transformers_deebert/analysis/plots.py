@@ -85,7 +85,9 @@ def plot_trade_off(
     axes.axhline(100 * full_score, color="0.45", linestyle="--", linewidth=1, label="full depth")
     if band is not None:
         savings, low, high = (100 * np.asarray(values) for values in band)
-        axes.fill_between(savings, low, high, color=COLOURS[0], alpha=0.18, linewidth=0, label="95 % band")
+        axes.fill_between(
+            savings, low, high, color=COLOURS[0], alpha=0.18, linewidth=0, label="95 % band of the change"
+        )
     for index, (name, curve) in enumerate(curves.items()):
         ordered = sorted(curve, key=lambda point: point.layer_saving)
         axes.plot(
@@ -207,14 +209,14 @@ def plot_reliability(
         titles = [titles[index] for index in np.linspace(0, len(titles) - 1, MOST_DIAGRAMS).round().astype(int)]
     columns = min(4, len(titles))
     lines = -(-len(titles) // columns)
-    figure = new_figure(width=2.3 * columns + 0.4, height=2.4 * lines + 0.5)
+    figure = new_figure(width=2.3 * columns + 0.4, height=2.5 * lines + 0.8)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes, title in zip(grid.flat, titles, strict=False):
         axes.plot([0, 100], [0, 100], color="0.6", linestyle="--", linewidth=1)
         for index, (name, bins) in enumerate(layers[title].items()):
             total = sum(one.rows for one in bins)
-            line = {"color": COLOURS[index], "label": name, "linewidth": 1}
             confidence, accuracy = [100 * one.confidence for one in bins], [100 * one.accuracy for one in bins]
+            line = {"color": COLOURS[index], "label": name, "linewidth": 1, "marker": MARKERS[index], "markersize": 2}
             axes.plot(confidence, accuracy, **line)
             # The more rows, the larger the mark.
             sizes = [8 + 60 * one.rows / total for one in bins]
@@ -223,8 +225,10 @@ def plot_reliability(
         axes.set_xlim(0, 103)
         axes.set_ylim(0, 103)
         axes.set_aspect("equal")
-    for axes in list(grid.flat)[len(titles) :]:
-        axes.set_axis_off()
+    for index, axes in enumerate(grid.flat):
+        axes.tick_params(labelbottom=index + columns >= len(titles))
+        if index >= len(titles):
+            axes.set_axis_off()
     figure.supxlabel("confidence (%)")
     figure.supylabel("right answers (%)")
     handles, labels = grid.flat[0].get_legend_handles_labels()

@@ -19,7 +19,7 @@ from .plots import plot_exit_depths, plot_layer_scores, plot_reliability, plot_s
 from .scores import Score, interval, make_score, points
 from .slices import Slice, slice_report
 from .sweep import OperatingPoint, sweep_thresholds, threshold_grid
-from .tables import to_plain
+from .tables import format_table, to_plain
 from .threshold_choice import ThresholdChoice, pick_threshold
 
 
@@ -47,7 +47,8 @@ class Report:
         choices (`dict[str, ThresholdChoice]`): For other allowed losses, and with a guarantee, by target.
         curve (`list[OperatingPoint]`): The trade-off.
         points (`list[OperatingPoint]`): Full depth, thresholds at savings of 10, 20, … %, and the choice.
-        band (`tuple` of three lists): Savings, and the 95 % bootstrap interval of the score there.
+        band (`tuple` of three lists):
+            Savings, and the score at full depth plus the 95 % paired bootstrap interval of the change there.
         layers (`list[LayerReport]`): Every exit.
         without_redundant (`OperatingPoint`, *optional*):
             The choice without all off-ramps that are redundant, each by itself.
@@ -140,7 +141,7 @@ def make_report(
     place = ExitTable(table.logits, table.labels, table.lengths, np.arange(len(table)), table.label_names)
     chosen_on, read_on = (table.select(half.ids) for half in place.split(seed))
     settings: dict[str, Any] = {"metric": metric, "score": score, "latency": latency, "seed": seed}
-    target = {"target_saving": target_saving, "max_score_drop": max_score_drop}
+    target: dict[str, Any] = {"target_saving": target_saving, "max_score_drop": max_score_drop}
     choice = pick_threshold(chosen_on, reading=read_on, **target, **settings)
     layers = layer_report(read_on, choice.threshold, metric, score)
     fit = fit_temperatures(chosen_on, reading=read_on)
@@ -233,20 +234,23 @@ def without_redundant(
 def trade_off_band(
     table: ExitTable, metric: str, score: Score | None, seed: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """Savings, and the 95 % bootstrap interval of the score, at some thresholds."""
+    """Savings, and the 95 % paired bootstrap interval of the score's change, added to the score at full depth."""
     one, generator = make_score(metric, score, table.num_labels), np.random.default_rng(seed)
     draws = generator.integers(0, len(table), (BAND_RESAMPLES, len(table)))
     grid = threshold_grid(table)
     grid = [grid[index] for index in np.linspace(0, len(grid) - 1, BAND_POINTS).astype(int)]
+    labels, full = table.labels, table.answers[:, -1]
+    at_full_depth = one(full, labels)
+    at_full_depths = np.array([one(full[draw], labels[draw]) for draw in draws])
     band = {}
     for threshold in grid:
         exits, answers = table.exits_at(threshold)
         if metric == "accuracy" and score is None:
-            right = answers == table.labels
-            values = right[draws].mean(1)
+            changes = (answers == labels)[draws].mean(1) - at_full_depths
         else:
-            values = np.array([one(answers[draw], table.labels[draw]) for draw in draws])
-        band[1 - float(exits.mean()) / table.num_layers] = interval(values, 0.95)
+            changes = np.array([one(answers[draw], labels[draw]) for draw in draws]) - at_full_depths
+        low, high = interval(changes, 0.95)
+        band[1 - float(exits.mean()) / table.num_layers] = (at_full_depth + low, at_full_depth + high)
     savings = sorted(band)
     return savings, [band[saving][0] for saving in savings], [band[saving][1] for saving in savings]
 
@@ -291,7 +295,16 @@ def render(report: Report) -> str:
 
 def runtime_table(runtime: "RuntimeBenchmark | None") -> str | None:
     """The measured times as preformatted text."""
-    return None if runtime is None else runtime.text()
+    if runtime is None:
+        return None
+    from .runtime import RUNTIME_COLUMNS
+
+    tokenization = "; ".join(
+        f"{milliseconds:.3f} ms a row at batch size {size}" for size, milliseconds in runtime.tokenization_ms.items()
+    )
+    lines = [format_table(runtime.table(), RUNTIME_COLUMNS), "", f"{runtime.rows:,} rows; {runtime.padding}."]
+    lines += [f"Tokenisation, not counted above: {tokenization}."] if tokenization else []
+    return "\n".join([*lines, ", ".join(f"{name} {value}" for name, value in runtime.machine.items())])
 
 
 def draw(report: Report) -> dict[str, Callable[..., None]]:

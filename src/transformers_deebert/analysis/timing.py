@@ -5,16 +5,19 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from transformers import PreTrainedModel
 
-from .decisions import Threshold, normalize_threshold
+from .decisions import Threshold, check_threshold, normalize_threshold
 
 
 Collate = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
@@ -57,6 +60,8 @@ class RuntimeFigure:
         control_gap (`float`):
             How far apart two runs of the very same model were in the same rotation (the stock model, or without one
             the model at full depth), as a fraction of the shorter. Above 0.03 the machine was too busy for a verdict.
+        spread (`float`):
+            How far the repeats at this threshold lie apart: slowest minus fastest, as a fraction of their median.
     """
 
     threshold: float | tuple[float, ...]
@@ -73,6 +78,7 @@ class RuntimeFigure:
     stock_speed_up: float | None
     efficiency: float | None
     control_gap: float
+    spread: float
 
     @property
     def machine_was_quiet(self) -> bool:
@@ -126,12 +132,10 @@ def time_thresholds(
         `list[RuntimeFigure]`: one a threshold, in the order given.
 
     Raises:
-        `ValueError`: if `rows` or `thresholds` is empty, `batch_size` or `repeats` is below 1, or rows of different
-            lengths meet in a batch and there is no `collate`.
+        `ValueError`: if `rows` or `thresholds` is empty, a threshold is malformed, `batch_size` or `repeats` is below
+            1, or rows of different lengths meet in a batch and there is no `collate`.
     """
-    if len(thresholds) == 0:
-        raise ValueError(f"`thresholds` must not be empty, got {thresholds!r}. Pass at least one.")
-    plain = [normalize_threshold(threshold) for threshold in thresholds]
+    plain = plain_thresholds(thresholds, model.config.num_hidden_layers)
     contenders: list[tuple[PreTrainedModel, Sequence[Mapping[str, Any]], dict[str, Any]]]
     contenders = [(model, rows, _keywords(threshold)) for threshold in [0.0, *plain]]
     if stock_model is None:
@@ -164,6 +168,7 @@ def time_thresholds(
                 stock_speed_up=None if stock is None else stock / here,
                 efficiency=None if stock is None else (medians[-1] + ratio * (stock - medians[-1])) / here,
                 control_gap=max(controls) / min(controls) - 1,
+                spread=(max(seconds[index]) - min(seconds[index])) / here,
             )
         )
     return figures
@@ -198,27 +203,20 @@ def time_models(
         `list[tuple[float, ...]]`: seconds of each repeated pass, one tuple a contender.
 
     Raises:
-        `ValueError`: if rows are empty, `batch_size` or `repeats` is below 1, or rows of different lengths meet in a
-            batch and there is no `collate`.
+        `ValueError`: if rows are empty, `batch_size` or `repeats` is below 1, `warm_up` below 0, or rows of different
+            lengths meet in a batch and there is no `collate`.
     """
-    for name, number in (("batch_size", batch_size), ("repeats", repeats)):
-        if number < 1:
-            raise ValueError(f"`{name}` must be >= 1, got {number!r}.")
+    check_count("batch_size", batch_size)
+    check_count("repeats", repeats)
+    check_count("warm_up", warm_up, least=0)
     turns = [
-        _Turn(model, _batches(rows, batch_size, collate or _stack, model.device), dict(keywords))
+        Turn(model, _batches(rows, batch_size, collate or _stack, model.device), dict(keywords))
         for model, rows, keywords in contenders
     ]
-    modes = {turn.model: turn.model.training for turn in turns}
-    for model in modes:
-        model.eval()
-    try:
-        with torch.inference_mode():
-            for turn in turns:
-                turn.run(0, warm_up)
-            passes = [_one_pass(turns, repeat) for repeat in range(repeats)]
-    finally:
-        for model, mode in modes.items():
-            model.train(mode)
+    with evaluating(turn.model for turn in turns):
+        for turn in turns:
+            turn.run(0, warm_up)
+        passes = [_one_pass(turns, repeat) for repeat in range(repeats)]
     return list(zip(*passes, strict=True))
 
 
@@ -246,8 +244,39 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str | int]
     }
 
 
+def plain_thresholds(thresholds: Sequence[Threshold], layers: int) -> list[float | tuple[float, ...]]:
+    """Thresholds as plain numbers and tuples; raises `ValueError` for none, or one that does not fit the model."""
+    if not isinstance(thresholds, Sequence | np.ndarray) or isinstance(thresholds, str):
+        raise ValueError(
+            f"`thresholds` must be a list of thresholds, got {thresholds!r}. Pass a list such as [0, 0.3]."
+        )
+    if len(thresholds) == 0:
+        raise ValueError(f"`thresholds` must not be empty, got {thresholds!r}. Pass at least one.")
+    return [normalize_threshold(check_threshold(threshold, layers)) for threshold in thresholds]  # type: ignore[arg-type]
+
+
+def check_count(name: str, number: int, least: int = 1) -> None:
+    """Raises `ValueError` for what is no whole number, or below `least`."""
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
+        raise ValueError(f"`{name}` must be a whole number >= {least}, got {number!r}.")
+
+
+@contextmanager
+def evaluating(models: Iterable[PreTrainedModel]) -> Iterator[None]:
+    """Models in evaluation mode without autograd; they return to their modes afterwards, whatever happens."""
+    modes = {model: model.training for model in models}
+    try:
+        for model in modes:
+            model.eval()
+        with torch.inference_mode():
+            yield
+    finally:
+        for model, mode in modes.items():
+            model.train(mode)
+
+
 @dataclass(frozen=True)
-class _Turn:
+class Turn:
     """What one contender runs when it is its turn."""
 
     model: PreTrainedModel
@@ -268,7 +297,7 @@ class _Turn:
             torch.accelerator.synchronize(self.model.device)
 
 
-def _one_pass(turns: list[_Turn], repeat: int) -> list[float]:
+def _one_pass(turns: list[Turn], repeat: int) -> list[float]:
     """Seconds of each contender over all its batches, block by block in turn."""
     seconds = [0.0] * len(turns)
     for block, start in enumerate(range(0, len(turns[0].batches), BLOCK)):
@@ -285,12 +314,9 @@ def _layer_cost_ratio(
     batch_size: int,
     collate: Collate | None,
 ) -> float:
-    mode = model.training
-    model.eval()
-    with torch.inference_mode():
+    with evaluating([model]):
         batches = _batches(rows, batch_size, collate or _stack, model.device)
         exits = torch.cat([model(**batch, **_keywords(threshold)).exit_layers.cpu() for batch in batches])  # (rows,)
-    model.train(mode)
     return exits.double().mean().item() / model.config.num_hidden_layers
 
 
@@ -318,14 +344,32 @@ def _stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
 
 
 def _keywords(threshold: float | tuple[float, ...]) -> dict[str, Any]:
-    return {"early_exit_entropy": list(threshold) if isinstance(threshold, tuple) else threshold}
+    # A configuration that asks for the logits of all off-ramps would have all layers run.
+    return {
+        "early_exit_entropy": list(threshold) if isinstance(threshold, tuple) else threshold,
+        "output_off_ramp_logits": False,
+    }
 
 
 def _without_layers(stock_model: PreTrainedModel) -> PreTrainedModel:
     """The stock class with embeddings and head alone; its weights do not matter to the clock."""
     config = copy.deepcopy(stock_model.config)
-    config.num_hidden_layers = 0
-    return torch.nn.Module.to(type(stock_model)(config), device=stock_model.device, dtype=stock_model.dtype)
+    config.num_hidden_layers = 1  # ModernBERT cannot be made with none
+    model = type(stock_model)(config)
+    config.num_hidden_layers = 0  # ALBERT counts in each pass
+    for layers in [module for module in model.base_model.modules() if isinstance(module, torch.nn.ModuleList)]:
+        if config.model_type == "deberta-v2":  # cannot run with none
+            layers[0] = _PassThrough()
+        else:
+            del layers[:]
+    return torch.nn.Module.to(model, device=stock_model.device, dtype=stock_model.dtype)
+
+
+class _PassThrough(torch.nn.Module):
+    """A layer of DeBERTa-v2 that does nothing."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        return hidden_states, None
 
 
 def _processor() -> str:
