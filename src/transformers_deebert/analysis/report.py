@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,15 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("report_template.html")
 BAND_POINTS, BAND_RESAMPLES = 40, 200
 LEAST_ROWS = 20
+
+
+def check_report_packages() -> None:
+    """Raises `ImportError` where a package is missing that a report needs."""
+    missing = [name for name in ("jinja2", "matplotlib", "scipy") if find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f"A report needs more packages ({', '.join(missing)}): pip install 'transformers-deebert[analysis]'"
+        )
 
 
 @dataclass(frozen=True)

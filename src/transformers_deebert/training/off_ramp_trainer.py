@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sized
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,10 @@ from transformers import EvalPrediction, default_data_collator
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.utils import logging
 
-from ..analysis.row_windows import write_windows
+from ..analysis.exit_table import ExitTable
+from ..analysis.report import LEAST_ROWS, check_report_packages, make_report
+from ..analysis.row_windows import token_count, write_windows
+from ..analysis.scores import EXACT
 from ..models.inputs_deebert import check_labels
 from .off_ramp_inputs import OffRampInputs, check_free_space, pooled_windows
 from .stage_trainer import StageTrainer, is_peft
@@ -115,6 +119,8 @@ class OffRampTrainer(StageTrainer):
                 "`model.merge_and_unload()` for stage 2."
             )
         self.off_ramp_mode = choose_mode(self.args, self.early_exit_model.config)
+        if getattr(self.args, "report_file", None) is not None:
+            check_report_packages()
 
     # ---- loss
 
@@ -231,6 +237,42 @@ class OffRampTrainer(StageTrainer):
         inputs = {**inputs, "output_off_ramp_logits": True, "return_dict": True}
         ignore_keys = ["logits", "exit_layers", "hidden_states", "attentions"]
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        file = getattr(self.args, "report_file", None)
+        if file is not None and metric_key_prefix == "eval" and self.is_world_process_zero():
+            self.write_report(Path(self.args.output_dir) / file, output, dataloader.dataset)
+        return output
+
+    def write_report(self, path: Path, output, dataset) -> None:
+        """Writes the page of what an evaluation found."""
+        logits, labels = output.predictions, output.label_ids
+        if self.preprocess_logits_for_metrics is not None or logits is None or labels is None:
+            logger.warning(f"No report is written to {path}: the evaluation keeps no logits of labelled rows.")
+            return
+        config = self.early_exit_model.config
+        logits, labels = np.stack(list(logits), axis=1), np.asarray(labels)
+        known = labels != -100
+        if known.sum() < LEAST_ROWS:
+            logger.warning(f"No report is written to {path}: it needs {LEAST_ROWS} labelled rows.")
+            return
+        # Grouped by length, rows come in another order than that of the data set.
+        in_order = self.args.train_sampling_strategy != "group_by_length" and len(dataset) == len(labels)
+        lengths = np.array([token_count(item) for item in dataset])[known] if in_order else None
+        metric = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        table = ExitTable.from_logits(
+            logits[known], labels[known], lengths, [config.id2label[label] for label in range(config.num_labels)]
+        )
+        table = replace(table, temperatures=config.off_ramp_temperatures and tuple(config.off_ramp_temperatures))
+        step = f"step {self.state.global_step:,} of stage 2" if self.state.global_step else "not trained here"
+        facts = {"model": type(self.early_exit_model).__name__, "training": step, "rows": f"{len(table):,}"}
+        title = f"Early exit: {self.base_model_id or config.model_type}"
+        report = make_report(table, title=title, facts=facts, metric=metric if metric in EXACT else "accuracy")
+        try:
+            report.save(path)
+        except OSError as error:  # not worth a training
+            logger.warning(f"No report is written to {path}: {error}.")
 
     def all_layer_metrics(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of the model's own head, then those of every layer."""

@@ -20,7 +20,16 @@ logger = logging.get_logger(__name__)
 
 TRAINING_ARGUMENTS_FILE = "training_arguments.json"
 # Arguments that say where something is on this machine, or who pushes.
-OWN = ("output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "deepspeed", "fsdp_config", "hub_token")
+OWN = (
+    "output_dir",
+    "logging_dir",
+    "run_name",
+    "resume_from_checkpoint",
+    "deepspeed",
+    "fsdp_config",
+    "hub_token",
+    "report_file",
+)
 
 
 def is_peft(model) -> bool:

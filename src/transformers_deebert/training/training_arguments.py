@@ -1,6 +1,7 @@
 """Training arguments."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -12,8 +13,8 @@ OFF_RAMP_MODES = ("cached", "through_backbone")
 @dataclass
 class DeeBertTrainingArguments(TrainingArguments):
     """
-    Arguments of one stage: [`~transformers.TrainingArguments`] with one more field and three other defaults. With them
-    the defaults are the paper's hyper-parameters (section 4.1): batch 8 a device, 3 epochs, AdamW with eps 1e-8,
+    Arguments of one stage: [`~transformers.TrainingArguments`] with two more fields and three other defaults. With
+    them the defaults are the paper's hyper-parameters (section 4.1): batch 8 a device, 3 epochs, AdamW with eps 1e-8,
     linear decay without warm-up, no weight decay, gradients clipped to norm 1.
 
     Changed defaults: `learning_rate` 2e-5 (stock: 5e-5); `ddp_find_unused_parameters` `False` (stock: `None`, which
@@ -26,6 +27,9 @@ class DeeBertTrainingArguments(TrainingArguments):
             its pooled states are kept on disk under `output_dir`; every epoch then costs only the off-ramps.
             `"through_backbone"`: every step runs the backbone, with dropout, as in the original implementation. `None`
             (the default) is `"cached"`, or `"through_backbone"` with attention pooling, which learns what it reads.
+        report_file (`str`, *optional*):
+            Page that each evaluation of stage 2 on `eval_dataset` writes (see [`make_report`]), such as
+            `"report.html"`; relative to `output_dir`. Needs the extra `analysis`.
     """
 
     learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate for AdamW."})
@@ -43,8 +47,14 @@ class DeeBertTrainingArguments(TrainingArguments):
             "choices": [None, *OFF_RAMP_MODES],
         },
     )
+    report_file: str | None = field(
+        default=None,
+        metadata={"help": "HTML page that each evaluation of stage 2 writes, relative to --output_dir."},
+    )
 
     def __post_init__(self):
         super().__post_init__()
+        if self.report_file is not None and Path(self.report_file).suffix != ".html":
+            raise ValueError(f"`report_file` must end in .html, got {self.report_file!r}.")
         if self.off_ramp_mode not in (None, *OFF_RAMP_MODES):
             raise ValueError(f"`off_ramp_mode` must be one of {OFF_RAMP_MODES} or None, got {self.off_ramp_mode!r}.")

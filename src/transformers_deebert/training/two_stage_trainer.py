@@ -266,6 +266,8 @@ def one_of(name: str, *stages: DeeBertTrainingArguments):
 def stage_arguments(args: DeeBertTrainingArguments, stage: str) -> DeeBertTrainingArguments:
     """A copy whose output goes to the stage's folder, and nowhere else."""
     args = copy.copy(args)
+    if args.report_file is not None:
+        args.report_file = str((Path(args.output_dir) / args.report_file).absolute())
     args.output_dir = str(Path(args.output_dir) / stage)
     args.push_to_hub = False  # what is finished is pushed by both together
     return args
