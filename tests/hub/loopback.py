@@ -225,7 +225,7 @@ class LoopbackHub:
         return json.dumps({"transfer": "basic", "objects": objects}).encode()
 
     def resolve(self, path, signed_in):
-        owner, name, _, revision, *file = path
+        owner, name, _, revision, *file = path[1:] if path[0] == "datasets" else path
         oid, files = self.repository(owner, name, signed_in).find(revision)
         file = "/".join(file)
         if file not in files:

@@ -335,7 +335,7 @@ def test_files_that_cannot_be_read(damage, tmp_path, capsys):
     for kwargs in ({}, {"weights_only": False}):
         with pytest.raises(ValueError, match=rf"{name}' cannot be read"):
             DeeBertForSequenceClassification.from_pretrained(old, **kwargs)
-    assert main(["convert", str(old), str(tmp_path / "new")]) == 1
+    assert main(["convert", str(old), str(tmp_path / "new")]) == 2
     assert "cannot be read" in capsys.readouterr().err
 
 
@@ -409,7 +409,7 @@ def test_parts_that_are_missing(what, tmp_path, capsys):
     start = {"head": "classifier", "pooler": "bert.pooler", "roberta": "roberta.pooler"}[what]
     tensors = {name: tensor for name, tensor in deebert_tensors(model).items() if not name.startswith(start)}
     write(tmp_path / "old", model, tensors, model.config.backbone_type)
-    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new")]) == 1
+    assert main(["convert", str(tmp_path / "old"), str(tmp_path / "new")]) == 2
     assert "lacks parts" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
@@ -447,9 +447,9 @@ def test_swapped_labels(tmp_path, caplog):
     expected = torch.stack(model(**batch, output_off_ramp_logits=True).off_ramp_logits)
     with caplog.at_level(logging.WARNING):
         kept = convert_checkpoint(folder, tmp_path / "kept")
-    assert "--swap_labels 1 2" in caplog.text
+    assert "--swap-labels 1 2" in caplog.text
     assert torch.equal(torch.stack(kept(**batch, output_off_ramp_logits=True).off_ramp_logits), expected)
-    assert main(["convert", str(folder), str(tmp_path / "swapped"), "--swap_labels", "1", "2"]) == 0
+    assert main(["convert", str(folder), str(tmp_path / "swapped"), "--swap-labels", "1", "2"]) == 0
     swapped = DeeRobertaForSequenceClassification.from_pretrained(tmp_path / "swapped")
     logits = torch.stack(swapped(**batch, output_off_ramp_logits=True).off_ramp_logits)
     torch.testing.assert_close(logits, expected[..., [0, 2, 1]])
@@ -508,7 +508,7 @@ def test_what_cannot_be_converted(what, tmp_path, capsys):
     if what == "used":
         new.mkdir()
         (new / "notes.txt").write_text("mine")
-    assert main(["convert", str(old), str(new)]) == 1
+    assert main(["convert", str(old), str(new)]) == 2
     message = capsys.readouterr().err
     expected = {"used": "`new`", "nothing": str(old), "other": "gpt2", "no config": "config.json"}
     expected = expected.get(what, "none of the layouts")

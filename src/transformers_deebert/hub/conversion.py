@@ -54,7 +54,7 @@ def convert_checkpoint(
     elif family.config.backbone_type == "roberta" and model.config.num_labels == 3:
         logger.warning(
             "The original DeeBERT code trained RoBERTa on MNLI with labels 1 and 2 exchanged. If this is such a "
-            "model, convert it with `swap_labels=(1, 2)` (`--swap_labels 1 2`)."
+            "model, convert it with `swap_labels=(1, 2)` (`--swap-labels 1 2`)."
         )
     save_whole(new, model, load_tokenizer(old, model.config, **kwargs))
     return model

@@ -1,12 +1,12 @@
-"""The command line: `deebert COMMAND …`."""
+"""`deebert convert`: checkpoints of other early-exit implementations."""
 
 import argparse
 import sys
 
-from .hub.conversion import convert_checkpoint
+from ..hub.conversion import convert_checkpoint
 
 
-def add_convert(commands) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "convert",
         help="write a checkpoint of DeeBERT, BERxiT, PABEE or ElasticBERT in this library's form",
@@ -16,37 +16,23 @@ def add_convert(commands) -> None:
     parser.add_argument("old", metavar="OLD", help="repository on the Hub or folder of the checkpoint")
     parser.add_argument("new", metavar="NEW", help="folder to write; must not exist, or be empty")
     parser.add_argument(
-        "--swap_labels",
+        "--swap-labels",
         type=int,
         nargs=2,
         metavar="LABEL",
         help="exchange two class indices in all exits (`1 2` for RoBERTa that the original code trained on MNLI)",
     )
+    parser.add_argument("--swap_labels", type=int, nargs=2, help=argparse.SUPPRESS)  # its former spelling
     parser.add_argument("--revision", help="branch, tag or commit of OLD")
-    parser.set_defaults(run=run_convert)
+    parser.set_defaults(run=run)
 
 
-def run_convert(options: argparse.Namespace) -> str:
+def run(options: argparse.Namespace) -> int:
     kwargs = {} if options.revision is None else {"revision": options.revision}
     model = convert_checkpoint(options.old, options.new, options.swap_labels, **kwargs)
     trained = "trained" if model.config.off_ramps_trained else "untrained"
-    return (
+    sys.stdout.write(
         f"{options.new}: {type(model).__name__}, {model.config.num_hidden_layers} layers, "
-        f"{len(model.base_model.off_ramps)} {trained} off-ramps, {model.config.num_labels} labels"
+        f"{len(model.base_model.off_ramps)} {trained} off-ramps, {model.config.num_labels} labels\n"
     )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="deebert", description="DeeBERT early exit for transformers.")
-    add_convert(parser.add_subparsers(required=True, metavar="COMMAND"))
-    options = parser.parse_args(arguments)
-    try:
-        sys.stdout.write(f"{options.run(options)}\n")
-    except (OSError, ValueError) as error:
-        sys.stderr.write(f"deebert: {error}\n")
-        return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

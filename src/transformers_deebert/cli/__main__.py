@@ -1,0 +1,9 @@
+"""`python -m transformers_deebert.cli`."""
+
+import sys
+
+from . import main
+
+
+if __name__ == "__main__":
+    sys.exit(main())

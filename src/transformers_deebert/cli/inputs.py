@@ -1,0 +1,81 @@
+"""The options of commands that run a model over data, and what they name."""
+
+import argparse
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from .messages import listed, note
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class Inputs(NamedTuple):
+    """
+    What the options name.
+
+    Args:
+        model: An early-exit classifier in eval mode, on its device.
+        tokenizer: The model's.
+        rows (`datasets.Dataset`): All columns of the rows that are read.
+        encoded (`datasets.Dataset`): The same rows as the model takes them, not padded, with `labels`.
+    """
+
+    model: Any
+    tokenizer: Any
+    rows: "Dataset"
+    encoded: "Dataset"
+
+
+def add_model_and_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares CHECKPOINT, DATA and the options about them."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="early-exit model: repository on the Hub or folder")
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="labelled rows: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `save_to_disk`, or a data set "
+        "on the Hub such as nyu-mll/glue:sst2",
+    )
+    parser.add_argument("--split", help="of DATA; the first that exists of validation, test, train by default")
+    parser.add_argument(
+        "--text-columns", nargs="+", metavar="NAME", help="one or two columns of DATA; found by usual names by default"
+    )
+    parser.add_argument("--label-column", metavar="NAME", help="column of DATA; `label` or `labels` by default")
+    parser.add_argument("--max-rows", type=positive, metavar="N", help="read a random sample of so many rows")
+    parser.add_argument(
+        "--max-length",
+        type=positive,
+        metavar="N",
+        help="cut rows to so many tokens; as many as the model takes by default",
+    )
+    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows of one pass (default: 32)")
+    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
+    parser.add_argument("--revision", help="branch, tag or commit of CHECKPOINT")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+
+
+def positive(text: str) -> int:
+    """An option's value that must be 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
+    """
+    Reads and encodes what the options of [`add_model_and_data_arguments`] name. What it took for texts and label is
+    told on stderr.
+
+    Raises:
+        ValueError: in one line, for anything that is not there or does not fit.
+    """
+    from .data import encode_rows, find_columns, load_rows
+    from .model import load_model
+
+    rows = load_rows(options.data, options.split, options.max_rows, options.seed)
+    texts, label = find_columns(rows, options.text_columns, options.label_column, labelled)
+    note(f"{len(rows)} rows; texts: {listed(texts)}; labels: {label or 'none'}.")
+    model, tokenizer = load_model(options.checkpoint, options.revision, options.device)
+    encoded = encode_rows(rows, texts, label if labelled else None, tokenizer, model, options.max_length)
+    return Inputs(model, tokenizer, rows, encoded)

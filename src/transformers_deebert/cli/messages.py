@@ -1,0 +1,39 @@
+"""What commands say on stderr: notes and errors, each in one line."""
+
+import sys
+from collections.abc import Iterable
+
+
+# Packages that `import transformers_deebert` does without, and the extra that brings them.
+EXTRAS = {
+    **dict.fromkeys(("datasets", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn"), "analysis"),
+    "accelerate": "train",
+}
+
+
+def note(text: str) -> None:
+    """Writes one line to stderr. Results go to stdout, so that they can be piped."""
+    sys.stderr.write(f"deebert: {text}\n")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first: advice of transformers and datasets follows in lines of its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def explain(error: BaseException) -> str:
+    """An error in one line; for a package that is missing, the way to install it."""
+    if isinstance(error, ModuleNotFoundError):
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is not None:
+            return f"this needs more packages: pip install 'transformers-deebert[{extra}]' ({first_line(error)})"
+    if isinstance(error, ValueError):  # ours, which may quote lines of the user's
+        return " ".join(str(error).split()) or type(error).__name__
+    return first_line(error)
+
+
+def listed(names: Iterable, most: int = 12) -> str:
+    """Names in a message, not all of very many."""
+    names = [str(name) for name in names]
+    return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

@@ -1,0 +1,78 @@
+"""A checkpoint's model and tokenizer."""
+
+import sys
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging
+
+from ..models.configuration_early_exit_deebert import EarlyExitConfigMixin
+from .messages import first_line
+
+
+def load_model(checkpoint: str, revision: str | None = None, device: str | None = None) -> tuple[Any, Any]:
+    """
+    An early-exit classifier with trained off-ramps, and its tokenizer. Code of the checkpoint is never run.
+
+    Args:
+        checkpoint (`str`): Repository on the Hub or folder.
+        revision (`str`, *optional*): Branch, tag or commit on the Hub.
+        device (`str`, *optional*, defaults to the CPU): Such as `cuda`, `cuda:1` or `mps`.
+
+    Returns:
+        `tuple`: the model, in eval mode on the device; the tokenizer.
+
+    Raises:
+        ValueError: in one line, for a checkpoint that is not there, is damaged, has no off-ramps or untrained ones, no
+            classes to choose from, or no tokenizer; for a device that is not there.
+    """
+    place = check_device("cpu" if device is None else device)
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    arguments = {"revision": revision or "main", "trust_remote_code": False}
+    try:
+        config = AutoConfig.from_pretrained(checkpoint, **arguments)
+        check_config(config, checkpoint)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, config=config, **arguments)
+        model = AutoModelForSequenceClassification.from_pretrained(checkpoint, config=config, **arguments)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The checkpoint {checkpoint!r} cannot be loaded: {first_line(error)}") from error
+    # The file may lack what its configuration promises.
+    check_config(model.config, checkpoint)
+    # Without a vocabulary transformers makes a tokenizer that knows its special tokens only.
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise ValueError(f"The checkpoint {checkpoint!r} has no tokenizer: save one in the same place.")
+    return model.eval().to(place), tokenizer
+
+
+def check_config(config: Any, checkpoint: str) -> None:
+    """Raises `ValueError` for a model whose rows cannot exit early."""
+    if not isinstance(config, EarlyExitConfigMixin):
+        raise ValueError(
+            f"The checkpoint {checkpoint!r} ({config.model_type}) has no off-ramps: add exits first with "
+            "`deebert add-exits` (checkpoints of other early-exit codes: `deebert convert`)."
+        )
+    if not config.off_ramps_trained:
+        raise ValueError(
+            f"The off-ramps of the checkpoint {checkpoint!r} are untrained: add exits first with `deebert add-exits`."
+        )
+    labels, problem = config.num_labels, config.problem_type  # type: ignore[attr-defined]
+    if labels < 2 or problem in ("regression", "multi_label_classification"):
+        raise ValueError(
+            f"The checkpoint {checkpoint!r} has num_labels={labels} and problem_type={problem!r}, but exits "
+            "are about one of several classes."
+        )
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name; raises `ValueError` for one that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"`--device` must be cpu, cuda, cuda:1 and so on, or mps, got {name!r}.") from error
+    counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (device.index or 0) >= counts.get(device.type, 0):
+        raise ValueError(f"`--device` {name!r} is not there: choose cpu, or a device that this machine has.")
+    return device

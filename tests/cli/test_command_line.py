@@ -1,0 +1,169 @@
+"""The frame of `deebert`: exit codes, errors in one line, and what it does not load."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import make_model
+from transformers import BertTokenizer
+
+from transformers_deebert import cli
+from transformers_deebert.cli.inputs import add_model_and_data_arguments, read_inputs
+
+
+class Probe:
+    """A command that reads its inputs and answers with a number; or does `what` instead."""
+
+    def __init__(self, what=None):
+        self.what = what
+
+    def add(self, commands):
+        parser = commands.add_parser("probe")
+        add_model_and_data_arguments(parser)
+        parser.set_defaults(run=self.run)
+
+    def run(self, options):
+        if self.what is not None:
+            return self.what()
+        inputs = read_inputs(options)
+        sys.stdout.write(f"{len(inputs.rows)} {sum(inputs.encoded['labels'])}\n")
+        return cli.FINE
+
+
+@pytest.fixture
+def probe(monkeypatch):
+    def install(what=None):
+        monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, Probe(what)))
+
+    return install
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "checkpoint"
+    make_model().save_pretrained(folder)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(folder)
+    return str(folder)
+
+
+def fail(error):
+    def what():
+        raise error
+
+    return what
+
+
+def run_process(*arguments, **settings):
+    return subprocess.run(
+        [sys.executable, "-m", "transformers_deebert.cli", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        **settings,
+    )
+
+
+def test_reads_what_the_options_name(probe, checkpoint, tmp_path, capsys):
+    probe()
+    (tmp_path / "rows.jsonl").write_text('{"text": "good", "label": 2}\n{"text": "bad", "label": 1}\n' * 3)
+    assert cli.main(["probe", checkpoint, str(tmp_path / "rows.jsonl")]) == 0
+    output = capsys.readouterr()
+    assert output.out == "6 9\n"
+    assert "texts: text; labels: label" in output.err
+    assert cli.main(["probe", checkpoint, str(tmp_path / "rows.jsonl"), "--max-rows", "4", "--seed", "3"]) == 0
+    assert capsys.readouterr().out.startswith("4 ")
+
+
+@pytest.mark.parametrize("code", [0, 1])
+def test_the_commands_exit_code_is_the_programs(code, probe):
+    probe(lambda: code)
+    assert cli.main(["probe", "checkpoint", "data"]) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ValueError("`x` is\n  wrong"), "deebert: `x` is wrong\n"),
+        (OSError("not there\nIf this is a private repository …"), "deebert: not there\n"),
+        (ImportError("`y` needs more packages: pip install …"), "deebert: `y` needs more packages: pip install …\n"),
+        (ValueError(), "deebert: ValueError\n"),
+    ],
+)
+def test_errors_are_one_line_and_exit_2(error, expected, probe, capsys):
+    probe(fail(error))
+    assert cli.main(["probe", "checkpoint", "data"]) == 2
+    assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'ours'", name="ours"), TypeError("ours")])
+def test_mistakes_of_the_program_keep_their_traceback(error, probe):
+    probe(fail(error))
+    with pytest.raises(type(error)):
+        cli.main(["probe", "checkpoint", "data"])
+
+
+def test_interrupted(probe, capsys):
+    probe(fail(KeyboardInterrupt()))
+    assert cli.main(["probe", "checkpoint", "data"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_a_missing_package_is_named_with_its_extra(probe, tmp_path, monkeypatch, capsys):
+    probe()
+    (tmp_path / "rows.csv").write_text("text,label\ngood,1\n")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert cli.main(["probe", "checkpoint", str(tmp_path / "rows.csv")]) == 2
+    error = capsys.readouterr().err
+    assert "pip install 'transformers-deebert[analysis]'" in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nothing"], ["convert"], ["probe", "c", "d", "--max-rows", "0"], ["probe", "c", "d", "--batch-size", "x"]],
+)
+def test_usage_errors(arguments, probe, capsys):
+    probe()
+    with pytest.raises(SystemExit) as exit_info:
+        cli.main(arguments)
+    assert exit_info.value.code == 2
+    assert "usage: deebert" in capsys.readouterr().err
+
+
+def test_both_spellings_of_swap_labels():
+    parser = cli.make_parser()
+    for spelling in ("--swap-labels", "--swap_labels"):
+        assert parser.parse_args(["convert", "old", "new", spelling, "1", "2"]).swap_labels == [1, 2]
+    assert parser.parse_args(["convert", "old", "new"]).swap_labels is None
+
+
+def test_as_a_program(tmp_path):
+    process = run_process("convert", str(tmp_path / "old"), str(tmp_path / "new"), stdout=subprocess.PIPE)
+    assert process.returncode == 2
+    assert process.stderr.startswith("deebert: ")
+    assert process.stderr.count("\n") == 1
+    assert process.stdout == ""
+
+
+def test_nobody_reads_what_it_writes():
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        process = run_process("--help", stdout=writer, env={**os.environ, "PYTHONUNBUFFERED": ""})
+    finally:
+        os.close(writer)
+    assert (process.returncode, process.stderr) == (141, "")
+
+
+def test_help_loads_no_package_of_an_extra():
+    code = (
+        "import sys; from transformers_deebert.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('datasets', 'matplotlib', 'pyarrow') if name in sys.modules])"
+    )
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "convert" in process.stdout
+    assert process.stdout.splitlines()[-1] == "[]", process.stderr
