@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import make_model
 from datasets import ClassLabel, Dataset, Features, Value
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from transformers_deebert.cli.data import encode_rows, load_rows
@@ -203,6 +204,14 @@ def test_a_stock_checkpoint(save):
 def test_untrained_off_ramps(save):
     with pytest.raises(ValueError, match="untrained: add exits first with `deebert add-exits`"):
         load_model(save(make_model(off_ramps_trained=False)))
+
+
+def test_a_configuration_that_promises_off_ramps(save, tmp_path):
+    folder = save(make_model())
+    weights = tmp_path / "checkpoint" / "model.safetensors"
+    save_file({name: tensor for name, tensor in load_file(weights).items() if "off_ramps" not in name}, weights)
+    with pytest.raises(ValueError, match="untrained: add exits first"):
+        load_model(folder)
 
 
 def test_a_regression(save):
