@@ -4,7 +4,7 @@ import base64
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -53,6 +53,7 @@ class Report:
         metric (`str`): The score.
         classes (`int`): Number of classes.
         rows, read_rows (`int`): Rows in all, and those that the figures are read on.
+        guaranteed_on (`int`): Rows that a guarantee is tested on.
         choice ([`ThresholdChoice`]): The threshold that everything else is about.
         choices (`dict[str, ThresholdChoice]`): For other allowed losses, and with a guarantee, by target.
         curve (`list[OperatingPoint]`): The trade-off.
@@ -74,6 +75,7 @@ class Report:
     classes: int
     rows: int
     read_rows: int
+    guaranteed_on: int
     choice: ThresholdChoice
     choices: dict[str, ThresholdChoice]
     curve: list[OperatingPoint]
@@ -116,6 +118,7 @@ def make_report(
     columns: Mapping[str, Sequence[Any]] | None = None,
     latency: "LatencyProfile | None" = None,
     runtime: "RuntimeBenchmark | None" = None,
+    reading: ExitTable | None = None,
     seed: int = 0,
 ) -> Report:
     """
@@ -129,9 +132,11 @@ def make_report(
         target_saving, max_score_drop (`float`, *optional*):
             The target, as for [`pick_threshold`]; a loss of at most one point by default.
         metric, score: As for [`pick_threshold`].
-        columns (`Mapping[str, Sequence]`, *optional*): One value for each row of the table, to slice by.
+        columns (`Mapping[str, Sequence]`, *optional*):
+            To slice by: one value for each row of the table (of `reading`, where it is given).
         latency ([`LatencyProfile`], *optional*): For expected times.
         runtime ([`RuntimeBenchmark`], *optional*): Measured times to show.
+        reading ([`ExitTable`], *optional*): Other rows to read on; all of `table` is then chosen on.
         seed (`int`, *optional*, defaults to 0): Of the split and of the bootstraps.
 
     Returns:
@@ -142,30 +147,35 @@ def make_report(
     """
     if len(table) < LEAST_ROWS:
         raise ValueError(f"`table` has {len(table)} rows, and a report needs at least {LEAST_ROWS}: collect more.")
+    if reading is None:
+        chosen_on, read_on = table.split(seed)
+        # Rows of `table`, in the order of the half that is read on.
+        place = replace(table, ids=np.arange(len(table))).split(seed)[1].ids
+    else:
+        chosen_on, read_on, place = table, reading, np.arange(len(reading))
+    number = len(table) if reading is None else len(reading)
     for name, values in (columns or {}).items():
-        if len(values) != len(table):
-            raise ValueError(f"`columns` has {len(values)} values of {name!r} for {len(table)} rows: give one each.")
+        if len(values) != number:
+            raise ValueError(f"`columns` has {len(values)} values of {name!r} for {number} rows: give one each.")
     if target_saving is None and max_score_drop is None:
         max_score_drop = 0.01
-    # Everything is chosen on one half and read on the other: the same halves that `pick_threshold` would take.
-    place = ExitTable(table.logits, table.labels, table.lengths, np.arange(len(table)), table.label_names)
-    chosen_on, read_on = (table.select(half.ids) for half in place.split(seed))
     settings: dict[str, Any] = {"metric": metric, "score": score, "latency": latency, "seed": seed}
     target: dict[str, Any] = {"target_saving": target_saving, "max_score_drop": max_score_drop}
     choice = pick_threshold(chosen_on, reading=read_on, **target, **settings)
     layers = layer_report(read_on, choice.threshold, metric, score)
     fit = fit_temperatures(chosen_on, reading=read_on)
-    slices = {"class": "label"} | ({"length": "length"} if table.lengths.any() else {}) | dict(columns or {})
-    ids = place.split(seed)[1].ids
+    parts: dict[str, Any] = {"class": "label"} | ({"length": "length"} if read_on.lengths.any() else {})
+    parts |= {name: [values[index] for index in place] for name, values in (columns or {}).items()}
     return Report(
         title=title,
         facts=dict(facts or {}),
         metric=metric,
         classes=table.num_labels,
-        rows=len(table),
+        rows=len(table) if reading is None else len(table) + len(reading),
         read_rows=len(read_on),
+        guaranteed_on=len(table),
         choice=choice,
-        choices=other_choices(chosen_on, read_on, table, settings),
+        choices=other_choices(chosen_on, read_on, table, reading, settings),
         curve=sweep_thresholds(read_on, None, score, latency),
         points=sweep_thresholds(
             read_on, sorted({0.0, *thresholds_by_saving(read_on), choice.threshold}), score, latency
@@ -175,17 +185,18 @@ def make_report(
         without_redundant=without_redundant(read_on, choice, layers, score, latency),
         temperatures=fit,
         alternatives=alternatives(chosen_on, read_on, choice, fit, target, settings),
-        slices={
-            name: slice_report(read_on, choice.threshold, by if isinstance(by, str) else [by[index] for index in ids])
-            for name, by in slices.items()
-        },
+        slices={name: slice_report(read_on, choice.threshold, by) for name, by in parts.items()},
         runtime=runtime,
         reliability=reliability(read_on, fit),
     )
 
 
 def other_choices(
-    chosen_on: ExitTable, read_on: ExitTable, table: ExitTable, settings: Mapping[str, Any]
+    chosen_on: ExitTable,
+    read_on: ExitTable,
+    table: ExitTable,
+    reading: ExitTable | None,
+    settings: Mapping[str, Any],
 ) -> dict[str, ThresholdChoice]:
     """For several allowed losses; of accuracy also with a guarantee, which needs no second half."""
     choices = {
@@ -195,7 +206,7 @@ def other_choices(
         for drop in (0.0, 0.005, 0.01, 0.02)
     }
     if settings["metric"] == "accuracy" and settings["score"] is None:
-        options = {"latency": settings["latency"], "seed": settings["seed"]}
+        options = {"latency": settings["latency"], "seed": settings["seed"], "reading": reading}
         for drop in (0.01, 0.02):
             guaranteed = pick_threshold(table, max_score_drop=drop, confidence=0.95, **options)
             choices[f"at most {points(drop)} lost, guaranteed with 95 % confidence"] = guaranteed

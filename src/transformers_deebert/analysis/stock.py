@@ -4,6 +4,8 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
+from ..models.configuration_early_exit_deebert import EarlyExitConfigMixin
+
 
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     """
@@ -25,7 +27,9 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
     """
     check_off_ramps(model)
     stock_config = CONFIG_MAPPING[model.config.backbone_type]
-    config = stock_config.from_dict(model.config.to_dict() | {"model_type": stock_config.model_type})
+    own = {*EarlyExitConfigMixin.__dataclass_fields__, "auto_map", "custom_pipelines", "architectures"}
+    settings = {name: value for name, value in model.config.to_dict().items() if name not in own}
+    config = stock_config.from_dict(settings | {"model_type": stock_config.model_type})
     stock = AutoModelForSequenceClassification.from_config(
         config, attn_implementation=model.config._attn_implementation
     )

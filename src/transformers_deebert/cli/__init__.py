@@ -8,11 +8,11 @@ import argparse
 import os
 import sys
 
-from . import convert
+from . import add_exits, bench, convert, pick, report, sweep
 from .messages import EXTRAS, explain, note
 
 
-COMMANDS = (convert,)
+COMMANDS = (add_exits, sweep, pick, report, bench, convert)
 # Exit codes; a command returns one of the first two. The last are those of shells: 128 + the signal.
 FINE, UNMET, ERROR, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 

@@ -70,12 +70,28 @@ def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
     Raises:
         ValueError: in one line, for anything that is not there or does not fit.
     """
-    from .data import encode_rows, find_columns, load_rows
+    from .data import encode_rows
     from .model import load_model
+
+    rows, texts, label = read_rows(options, labelled)
+    model, tokenizer = load_model(options.checkpoint, options.revision, options.device)
+    encoded = encode_rows(rows, texts, label if labelled else None, tokenizer, model, options.max_length)
+    return Inputs(model, tokenizer, rows, encoded)
+
+
+def read_rows(options: argparse.Namespace, labelled: bool = True) -> "tuple[Dataset, tuple[str, ...], str | None]":
+    """Rows, and the names of their texts and label."""
+    from .data import find_columns, load_rows
 
     rows = load_rows(options.data, options.split, options.max_rows, options.seed)
     texts, label = find_columns(rows, options.text_columns, options.label_column, labelled)
     note(f"{len(rows)} rows; texts: {listed(texts)}; labels: {label or 'none'}.")
-    model, tokenizer = load_model(options.checkpoint, options.revision, options.device)
-    encoded = encode_rows(rows, texts, label if labelled else None, tokenizer, model, options.max_length)
-    return Inputs(model, tokenizer, rows, encoded)
+    return rows, texts, label
+
+
+def encode(options: argparse.Namespace, model: Any, tokenizer: Any) -> "Dataset":
+    """Labelled rows as a model that is there already takes them."""
+    from .data import encode_rows
+
+    rows, texts, label = read_rows(options)
+    return encode_rows(rows, texts, label, tokenizer, model, options.max_length)

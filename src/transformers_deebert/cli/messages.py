@@ -6,8 +6,9 @@ from collections.abc import Iterable
 
 # Packages that `import transformers_deebert` does without, and the extra that brings them.
 EXTRAS = {
-    **dict.fromkeys(("datasets", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn"), "analysis"),
+    **dict.fromkeys(("datasets", "jinja2", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn"), "analysis"),
     "accelerate": "train",
+    "evaluate": "evaluate",
 }
 
 

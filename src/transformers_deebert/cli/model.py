@@ -8,8 +8,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from ..families import from_backbone
 from ..models.configuration_early_exit_deebert import EarlyExitConfigMixin
-from .messages import first_line
+from .messages import first_line, listed
 
 
 def load_model(checkpoint: str, revision: str | None = None, device: str | None = None) -> tuple[Any, Any]:
@@ -45,6 +46,54 @@ def load_model(checkpoint: str, revision: str | None = None, device: str | None 
     if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
         raise ValueError(f"The checkpoint {checkpoint!r} has no tokenizer: save one in the same place.")
     return model.eval().to(place), tokenizer
+
+
+def load_backbone(
+    checkpoint: str, revision: str | None = None, device: str | None = None, **settings: Any
+) -> tuple[Any, Any]:
+    """
+    A fine-tuned classifier with untrained off-ramps, and its tokenizer.
+
+    Args:
+        checkpoint, revision, device: As for [`load_model`].
+        settings: Fields of the configuration, such as `off_ramp_pooling`.
+
+    Raises:
+        ValueError: in one line, for a checkpoint that is not there, is damaged, is of another family, has no trained
+            head, has trained off-ramps already, no classes to choose from, or no tokenizer.
+    """
+    place = check_device("cpu" if device is None else device)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # that off-ramps are new is no news
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    arguments = {"revision": revision or "main"}
+    try:
+        stored = AutoConfig.from_pretrained(checkpoint, trust_remote_code=False, **arguments)
+        # A stock configuration may keep our fields without the off-ramps.
+        if isinstance(stored, EarlyExitConfigMixin) and stored.off_ramps_trained:
+            raise ValueError(f"The checkpoint {checkpoint!r} has trained off-ramps already: see `deebert pick`.")
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **arguments)
+        model, info = from_backbone(checkpoint, output_loading_info=True, **arguments, **settings)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"The checkpoint {checkpoint!r} cannot be loaded: {first_line(error)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+    untrained = sorted(key for key in info["missing_keys"] if ".off_ramps." not in key)
+    if untrained:
+        raise ValueError(
+            f"The checkpoint {checkpoint!r} is no fine-tuned classifier ({listed(untrained, 3)} are missing): "
+            "fine-tune it first, or run both stages with `TwoStageTrainer`."
+        )
+    labels, problem = model.config.num_labels, model.config.problem_type
+    if labels < 2 or problem in ("regression", "multi_label_classification"):
+        raise ValueError(
+            f"The checkpoint {checkpoint!r} has num_labels={labels} and problem_type={problem!r}, but exits "
+            "are about one of several classes."
+        )
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise ValueError(f"The checkpoint {checkpoint!r} has no tokenizer: save one in the same place.")
+    return model.to(place), tokenizer
 
 
 def check_config(config: Any, checkpoint: str) -> None:

@@ -1,0 +1,139 @@
+"""`deebert pick`: a threshold by what it shall give."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .choosing import add_metric_argument, add_target_arguments, load_metric, share
+from .exits import add_exit_arguments, read_exits
+from .messages import note
+
+
+if TYPE_CHECKING:
+    from ..analysis.exit_table import ExitTable
+    from ..analysis.latency import LatencyProfile
+    from ..analysis.threshold_choice import ThresholdChoice
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "pick",
+        help="pick a threshold by what it shall give",
+        description="Picks a threshold on one half of the rows and reads on the other what it gives. Exit code 1 "
+        "where the target cannot be met.",
+    )
+    add_exit_arguments(parser)
+    add_target_arguments(parser, latency=True, required=True)
+    add_metric_argument(parser)
+    parser.add_argument(
+        "--confidence",
+        type=share,
+        metavar="F",
+        help="guarantee --max-score-drop (of accuracy) with this probability, such as 0.95",
+    )
+    add_way_arguments(parser)
+    parser.add_argument(
+        "--apply", action="store_true", help="make it the default of CHECKPOINT, a folder; writes its card"
+    )
+    parser.set_defaults(run=run)
+
+
+def add_way_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares other ways to exit than by one threshold."""
+    parser.add_argument("--per-layer", action="store_true", help="search for a threshold for each off-ramp")
+    parser.add_argument(
+        "--temperatures", action="store_true", help="fit a temperature for each off-ramp first, to calibrate them"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..hub.applied_threshold import apply_threshold
+
+    if options.apply and not Path(options.checkpoint).is_dir():
+        raise ValueError(f"`--apply` needs a folder, but CHECKPOINT is {options.checkpoint!r}: download it first.")
+    timed = options.target_latency_ms is not None
+    table, inputs = read_exits(options, need_inputs=timed)
+    metric, score = load_metric(options.metric, table)
+    latency = measure(inputs.model, table.lengths) if timed and inputs is not None else None
+    choice = pick(
+        table,
+        options,
+        target_latency_ms=options.target_latency_ms,
+        confidence=options.confidence,
+        metric=metric,
+        score=score,
+        latency=latency,
+    )
+    sys.stdout.write(json.dumps(choice.to_dict(), indent=2) + "\n" if options.json else describe(choice))
+    if not choice.met:
+        return 1
+    if options.apply:
+        apply_threshold(options.checkpoint, choice)
+        note(f"{options.checkpoint} now exits there by default; its card says why.")
+    return 0
+
+
+def pick(table: "ExitTable", options: argparse.Namespace, **settings: Any) -> "ThresholdChoice":
+    """The choice for the options of targets and ways; with `--temperatures` they are fitted on the choosing half."""
+    from ..analysis.calibration import fit_temperatures
+    from ..analysis.threshold_choice import pick_threshold
+
+    settings |= {
+        "target_saving": options.target_saving,
+        "max_score_drop": options.max_score_drop,
+        "per_layer": options.per_layer,
+        "seed": options.seed,
+    }
+    if not options.temperatures:
+        return pick_threshold(table, **settings)
+    fitted_on, others = table.split(options.seed)
+    fit = fit_temperatures(fitted_on, reading=others)
+    fitted_on, others = (half.with_temperatures(fit.temperatures) for half in (fitted_on, others))
+    if settings.get("confidence") is not None:
+        # The promise is about rows that had no part in anything fitted.
+        return pick_threshold(others, **settings)
+    choice = pick_threshold(fitted_on, reading=others, **settings)
+    return replace(choice, reason=f"{choice.reason} Off-ramps are scaled by temperatures fitted on the first rows.")
+
+
+def measure(model: Any, lengths: np.ndarray) -> "LatencyProfile":
+    """A latency profile at lengths that the rows have."""
+    from ..analysis.latency import measure_latency
+
+    chosen = tuple(sorted({int(length) for length in np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.95, 1])}))
+    note(f"measures the time of each layer at {', '.join(map(str, chosen))} tokens.")
+    return measure_latency(model, chosen)
+
+
+def describe(choice: "ThresholdChoice") -> str:
+    """A choice for the terminal."""
+    from ..hub.applied_threshold import threshold_words
+
+    low, high = choice.score_change_interval
+    least, most = choice.layer_saving_interval
+    lines = [
+        choice.reason,
+        "",
+        f"threshold       {threshold_words(choice.threshold)}",
+        f"                {fraction_words(choice.fraction)} of ln(labels)",
+        f"layers saved    {choice.layer_saving:.1%} (95 % interval {least:.1%} to {most:.1%})",
+        f"{choice.metric:15} {choice.score:.2%}, at full depth {choice.full_score:.2%}",
+        f"change          {100 * choice.score_change:+.2f} points "
+        f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})",
+        f"read on         {choice.rows:,} rows; one is worth {choice.row_worth:.2%}",
+    ]
+    if choice.latency_ms is not None:
+        lines.append(f"time for a row  {choice.latency_ms:.2f} ms, at full depth {choice.full_latency_ms:.2f} ms")
+    if choice.temperatures is not None:
+        lines.append(f"temperatures    {', '.join(f'{value:.3f}' for value in choice.temperatures)}")
+    return "\n".join(lines) + "\n"
+
+
+def fraction_words(fraction: float | tuple[float, ...]) -> str:
+    values = fraction if isinstance(fraction, tuple) else (fraction,)
+    return ", ".join(f"{value:.1%}" for value in values)

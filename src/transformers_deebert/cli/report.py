@@ -1,0 +1,101 @@
+"""`deebert report`: a page about a model."""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .choosing import add_metric_argument, add_target_arguments, load_metric
+from .exits import add_exit_arguments, read_exits
+from .inputs import Inputs
+from .messages import listed, note
+
+
+if TYPE_CHECKING:
+    from ..analysis.exit_table import ExitTable
+    from ..analysis.runtime import RuntimeBenchmark
+
+TIMED_ROWS = 200
+
+
+def add(commands: argparse._SubParsersAction) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write a page with pictures and tables about a model",
+        description="Writes one HTML file: the trade-off, every layer, calibration, other ways to exit, whom early "
+        "exit hurts. Exit code 1 where the target cannot be met; the page says so.",
+    )
+    add_exit_arguments(parser)
+    add_target_arguments(parser)
+    add_metric_argument(parser)
+    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="page to write (report.html)")
+    parser.add_argument("--slice-by", nargs="+", default=[], metavar="NAME", help="columns of DATA to slice by")
+    parser.add_argument("--title", help="headline of the page")
+    parser.add_argument("--time", action="store_true", help=f"measure run times as well, on up to {TIMED_ROWS} rows")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..analysis.report import check_report_packages, make_report
+
+    check_report_packages()
+    output = Path(options.output)
+    check_output(output)
+    table, inputs = read_exits(options, need_inputs=bool(options.slice_by) or options.time)
+    metric, score = load_metric(options.metric, table)
+    model, data = Path(options.checkpoint).name, Path(options.data).stem
+    report = make_report(
+        table,
+        title=options.title or f"Early exit: {model} on {data}",
+        facts={"model": model, "data": data, "rows": f"{len(table):,}", "layers": str(table.num_layers)},
+        target_saving=options.target_saving,
+        max_score_drop=options.max_score_drop,
+        metric=metric,
+        score=score,
+        columns=read_columns(table, inputs, options.slice_by),
+        seed=options.seed,
+    )
+    if options.time and inputs is not None:
+        report = replace(report, runtime=time_choice(inputs, report.choice.threshold, options.seed))
+    report.save(output)
+    if options.json:
+        sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
+    else:
+        sys.stdout.write(f"{report.choice.reason}\n{output}\n")
+    return 0 if report.choice.met else 1
+
+
+def check_output(path: Path) -> None:
+    """Raises `ValueError` for a file that cannot be written, before a model runs for it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        existed = path.exists()
+        with path.open("a"):
+            pass
+        if not existed:
+            path.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"`--output` ({str(path)!r}) cannot be written ({error.strerror}): name another file."
+        ) from error
+
+
+def read_columns(table: "ExitTable", inputs: Inputs | None, names: list[str]) -> dict[str, list]:
+    """Values of columns of the data, for the rows of the table."""
+    if inputs is None:
+        return {}
+    for name in names:
+        if name not in inputs.rows.column_names:
+            raise ValueError(f"No column {name!r} for `--slice-by`: there are {listed(inputs.rows.column_names)}.")
+    return {name: inputs.rows.select(table.ids)[name][:] for name in names}
+
+
+def time_choice(inputs: Inputs, threshold: float | tuple[float, ...], seed: int) -> "RuntimeBenchmark":
+    from ..analysis.runtime import benchmark_runtime
+
+    rows = inputs.encoded.shuffle(seed=seed).select(range(min(TIMED_ROWS, len(inputs.encoded))))
+    sizes = tuple(size for size in (1, 8, 32) if size <= len(rows))
+    note(f"measures the time of {len(rows)} rows at batch sizes {', '.join(map(str, sizes))}.")
+    return benchmark_runtime(inputs.model, rows, [0.0, threshold], sizes, inputs.tokenizer, repeats=3)
