@@ -28,7 +28,9 @@ from transformers_deebert import (
     DeeBertForSequenceClassification,
     DeeBertTrainingArguments,
     TwoStageTrainer,
+    apply_threshold,
     collect_exits,
+    make_report,
     pick_threshold,
     write_model_card,
 )
@@ -169,7 +171,8 @@ def main(argv: list[str] | None = None) -> dict:
         thresholds = [point.threshold for point in points[1:]]
         figures = time_thresholds(model, list(encoded["test"]), thresholds, repeats=arguments.repeats)
 
-    model.config.early_exit_entropy = choice.threshold  # the checkpoint exits as it was tuned
+    if choice.met:
+        apply_threshold(model, choice)  # the checkpoint exits as it was tuned
     trainer.save_model()
     numbers = collect_numbers(trainer, splits, test, points, figures, choice)
     numbers |= {"seed": arguments.seed, "max_length": MAX_LENGTH, "example": SENTENCES[0], "seconds": phases.seconds}
@@ -185,9 +188,12 @@ def main(argv: list[str] | None = None) -> dict:
         chosen=[point for point in points if point.threshold == choice.threshold],
         title=f"Movie reviews, {len(test):,} unseen sentences",
     )
+    title = f"Early exit: {numbers['model_name']}"
+    facts = {"model": "MiniLM-L6, 6 layers", "data": "movie-review sentences"}
+    make_report(validation, reading=test, title=title, facts=facts).save(output / "report.html")
     print_report(numbers)
     print_answers(classify(arguments.output_dir, SENTENCES), numbers)
-    print(f"\nIn {output}: the checkpoint, its card (README.md), trade_off.png and numbers.json.")
+    print(f"\nIn {output}: the checkpoint, its card (README.md), report.html, trade_off.png and numbers.json.")
     print(f"{sum(phases.seconds.values()) / 60:.1f} minutes in all.")
     return numbers
 

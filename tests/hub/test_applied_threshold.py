@@ -46,7 +46,7 @@ def test_other_numbers_stay(tmp_path, table):
 
 
 def test_what_cannot_be_applied(tmp_path, table):
-    with pytest.raises(ValueError, match="`folder`.*no early-exit checkpoint"):
+    with pytest.raises(ValueError, match="`model`.*no early-exit checkpoint"):
         apply_threshold(tmp_path, pick_threshold(table, target_saving=0.3))
     make_model().save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="`choice` does not meet its target.*No threshold"):

@@ -308,24 +308,23 @@ def render(report: Report) -> str:
         consulted_without=sum(layer.consulted for layer in report.layers[:-1] if not layer.redundant),
         hurt={name: [one for one in slices if one.hurt] for name, slices in report.slices.items()},
         max_entropy=math.log(report.classes),
-        runtime=runtime_table(report.runtime),
+        runtime=None if report.runtime is None else runtime_text(report.runtime),
         # Nothing in a string may end the element that the numbers stand in.
         numbers=json.dumps(report.to_dict()).replace("<", "\\u003c"),
     )
 
 
-def runtime_table(runtime: "RuntimeBenchmark | None") -> str | None:
-    """The measured times as preformatted text."""
-    if runtime is None:
-        return None
+def runtime_text(runtime: "RuntimeBenchmark") -> tuple[str, list[str]]:
+    """The measured times as preformatted text, and what is to be known of them."""
     from .runtime import RUNTIME_COLUMNS
 
     tokenization = "; ".join(
         f"{milliseconds:.3f} ms a row at batch size {size}" for size, milliseconds in runtime.tokenization_ms.items()
     )
-    lines = [format_table(runtime.table(), RUNTIME_COLUMNS), "", f"{runtime.rows:,} rows; {runtime.padding}."]
-    lines += [f"Tokenisation, not counted above: {tokenization}."] if tokenization else []
-    return "\n".join([*lines, ", ".join(f"{name} {value}" for name, value in runtime.machine.items())])
+    notes = [f"{runtime.rows:,} rows; {runtime.padding}."]
+    notes += [f"Tokenisation, not counted above: {tokenization}."] if tokenization else []
+    machine = ", ".join(f"{name} {value}" for name, value in runtime.machine.items())
+    return format_table(runtime.table(), RUNTIME_COLUMNS), [*notes, f"{machine}."]
 
 
 def draw(report: Report) -> dict[str, Callable[..., None]]:

@@ -19,7 +19,7 @@ from .timing import RuntimeFigure, check_count, describe_machine, plain_threshol
 # Headings and formats of the columns of [`RuntimeBenchmark.table`], for [`format_table`].
 RUNTIME_COLUMNS = {
     "batch_size": ("batch", "d"),
-    "threshold": ("S", "g"),
+    "threshold": ("S", ".4g"),
     "milliseconds_per_row": ("ms a row", ".3f"),
     "runtime_saving": ("runtime saving", ".1%"),
     "layer_saving": ("layer saving", ".1%"),

@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(benchmark.to_dict(), indent=2) + "\n")
     else:
-        from ..analysis.report import runtime_table
+        from ..analysis.report import runtime_text
 
-        sys.stdout.write(f"{runtime_table(benchmark)}\n")
+        table, notes = runtime_text(benchmark)
+        sys.stdout.write("\n".join([table, "", *notes]) + "\n")
     return 0

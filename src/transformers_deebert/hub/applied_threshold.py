@@ -9,13 +9,13 @@ from ..analysis.threshold_choice import ThresholdChoice
 from .model_card import NUMBERS_FILE, write_model_card
 
 
-def apply_threshold(folder: str | Path, choice: ThresholdChoice) -> None:
+def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     """
-    Makes a checkpoint exit at a chosen threshold, with the temperatures that it was chosen with, unless a call says
-    otherwise; keeps the evidence in `numbers.json` and writes the model card again.
+    Makes a model exit at a chosen threshold, with the temperatures that it was chosen with, unless a call says
+    otherwise. For a saved checkpoint it also keeps the evidence in `numbers.json` and writes the model card again.
 
     Args:
-        folder (`str` or `Path`): Holds the saved checkpoint.
+        model (`PreTrainedModel`, `str` or `Path`): A model in memory, or the folder of a saved one.
         choice ([`ThresholdChoice`]): From [`pick_threshold`].
 
     Raises:
@@ -24,18 +24,18 @@ def apply_threshold(folder: str | Path, choice: ThresholdChoice) -> None:
     """
     if not choice.met:
         raise ValueError(f"`choice` does not meet its target ({choice.reason}): choose another target.")
-    folder = Path(folder)
+    if not isinstance(model, (str, os.PathLike)):
+        if not hasattr(getattr(model, "base_model", None), "off_ramps"):
+            raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
+        for name, value in settings_of(choice, model.config.num_hidden_layers - 1).items():
+            setattr(model.config, name, value)
+        return
+    folder = Path(model)
     path, stored = folder / "config.json", folder / NUMBERS_FILE
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if "off_ramp_pooling" not in config:
-        raise ValueError(f"`folder` ({str(folder)!r}) holds no early-exit checkpoint: save the model there first.")
-    off_ramps = int(config.get("num_hidden_layers") or config["n_layers"]) - 1
-    for name, value in (("threshold", choice.threshold), ("temperatures", choice.temperatures)):
-        if isinstance(value, tuple) and len(value) != off_ramps:
-            raise ValueError(
-                f"`choice` has {len(value)} {name}, but the checkpoint in {str(folder)!r} has {off_ramps} off-ramps: "
-                "choose with a table of this model."
-            )
+        raise ValueError(f"`model` ({str(folder)!r}) holds no early-exit checkpoint: save the model there first.")
+    config |= settings_of(choice, int(config.get("num_hidden_layers") or config["n_layers"]) - 1)
     numbers = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
     if "metric" not in numbers:
         numbers |= {"metric": choice.metric, "full_depth": choice.full_score, "rows_scored": choice.rows}
@@ -45,13 +45,25 @@ def apply_threshold(folder: str | Path, choice: ThresholdChoice) -> None:
         # The headline is about the card's own metric.
         numbers["chosen"] = {name: numbers["chosen"][name] for name in ("threshold", "how")}
     numbers["default_threshold"] = plain(choice.threshold)
-    config["early_exit_entropy"] = plain(choice.threshold)
-    config["off_ramp_temperatures"] = plain(choice.temperatures)
-    config["exit_layer"] = None  # the two exclude each other
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
     write_model_card(folder, numbers)
+
+
+def settings_of(choice: ThresholdChoice, off_ramps: int) -> dict[str, Any]:
+    """The fields of the configuration that a choice sets, for a model with so many off-ramps."""
+    for name, value in (("thresholds", choice.threshold), ("temperatures", choice.temperatures)):
+        if isinstance(value, tuple) and len(value) != off_ramps:
+            raise ValueError(
+                f"`choice` has {len(value)} {name}, but the model has {off_ramps} off-ramps: choose with a table of "
+                "this model."
+            )
+    return {
+        "early_exit_entropy": plain(choice.threshold),
+        "off_ramp_temperatures": plain(choice.temperatures),
+        "exit_layer": None,  # it and a threshold exclude each other
+    }
 
 
 def chosen_numbers(choice: ThresholdChoice) -> dict[str, Any]:
