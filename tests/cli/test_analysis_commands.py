@@ -1,0 +1,282 @@
+"""`deebert add-exits`, `sweep`, `pick`, `report` and `bench`, as a user runs them, on a tiny model that has learnt."""
+
+import csv
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    BertTokenizer,
+    pipeline,
+    set_seed,
+)
+
+from transformers_deebert import collect_exits, pick_threshold
+from transformers_deebert.cli import main
+from transformers_deebert.cli.inputs import read_inputs
+
+
+pytestmark = pytest.mark.gradients
+GOOD, BAD, OTHER = ("lovely", "warm", "superb"), ("dull", "cold", "loud"), ("the", "film", "plot", "is", "and", "very")
+
+
+def write_rows(path, count, seed):
+    generator = random.Random(seed)
+    with path.open("w") as file:
+        for number in range(count):
+            label = generator.randrange(2)
+            words = [generator.choice(GOOD if label else BAD), *generator.choices(OTHER, k=generator.randrange(2, 12))]
+            generator.shuffle(words)
+            row = {"text": " ".join(words), "label": label, "source": "abc"[number % 3]}
+            file.write(json.dumps(row) + "\n")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A stock classifier that was fine-tuned, with data; and what `add-exits` makes of it."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *OTHER]))
+    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
+    set_seed(0)
+    model = BertForSequenceClassification(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            intermediate_size=64,
+            max_position_embeddings=32,
+            initializer_range=0.1,
+            id2label={0: "negative", 1: "positive"},
+            label2id={"negative": 0, "positive": 1},
+        )
+    )
+    train, validation = write_rows(folder / "train.jsonl", 300, 0), write_rows(folder / "validation.jsonl", 120, 1)
+    rows = [json.loads(line) for line in Path(train).read_text().splitlines()] * 5
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    with torch.enable_grad():
+        for start in range(0, len(rows), 20):
+            batch = rows[start : start + 20]
+            inputs = tokenizer([row["text"] for row in batch], padding=True, return_tensors="pt")
+            model(**inputs, labels=torch.tensor([row["label"] for row in batch])).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    model.save_pretrained(folder / "plain")
+    tokenizer.save_pretrained(folder / "plain")
+    with torch.enable_grad():
+        command = ["add-exits", f"{folder}/plain", train, "--validation", validation, "-o", f"{folder}/exits"]
+        assert main([*command, "--target-saving", "0.4", "--epochs", "15"]) == 0
+    return folder
+
+
+@pytest.fixture
+def command(place, tmp_path):
+    """Runs a command on a copy of the model and the validation rows."""
+    shutil.copytree(place / "exits", tmp_path / "exits")
+
+    def run(name, *options):
+        return main([name, f"{tmp_path}/exits", f"{place}/validation.jsonl", *map(str, options)])
+
+    return run
+
+
+def expected_table(place, tmp_path):
+    import argparse
+
+    from transformers import DataCollatorWithPadding
+
+    from transformers_deebert.cli.inputs import add_model_and_data_arguments
+
+    parser = argparse.ArgumentParser()
+    add_model_and_data_arguments(parser)
+    inputs = read_inputs(parser.parse_args([f"{tmp_path}/exits", f"{place}/validation.jsonl"]))
+    return collect_exits(inputs.model, inputs.encoded, DataCollatorWithPadding(inputs.tokenizer), progress=False)
+
+
+def test_add_exits_leaves_the_model_as_it_is(place):
+    plain = BertForSequenceClassification.from_pretrained(place / "plain")
+    model = AutoModelForSequenceClassification.from_pretrained(place / "exits")
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+    assert model.config.off_ramps_trained
+    assert model.config.off_ramp_pooling == "mean"
+    assert 0 < model.config.early_exit_entropy < 0.7
+    card = (place / "exits" / "README.md").read_text()
+    assert "that saves 40.0% of the layers" in card
+    assert "By class" in (place / "exits" / "report.html").read_text()
+    answers = pipeline("text-classification", model=str(place / "exits"))(["the film is superb", "the plot is dull"])
+    assert [answer["label"] for answer in answers] == ["positive", "negative"]
+    assert min(answer["exit_layer"] for answer in answers) < 4
+
+
+def test_add_exits_refuses(place, tmp_path, capsys):
+    train = f"{place}/train.jsonl"
+    BertForSequenceClassification.from_pretrained(place / "plain").bert.save_pretrained(tmp_path / "base")
+    shutil.copy(place / "plain" / "tokenizer.json", tmp_path / "base")
+    shutil.copy(place / "plain" / "tokenizer_config.json", tmp_path / "base")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "precious").write_text("do not touch")
+    few = write_rows(tmp_path / "few.jsonl", 30, 3)
+    cases = [
+        ([f"{place}/exits", train, "-o", f"{tmp_path}/a"], "has trained off-ramps already"),
+        ([f"{tmp_path}/base", train, "-o", f"{tmp_path}/b"], "is no fine-tuned classifier"),
+        ([f"{place}/plain", train, "-o", f"{tmp_path}/full"], "is not empty"),
+        ([f"{place}/plain", train, "-o", "/proc/out"], "cannot be written"),
+        ([f"{place}/plain", few, "-o", f"{tmp_path}/c"], "and it takes 40"),
+        ([f"{place}/plain", f"{tmp_path}/none.jsonl", "-o", f"{tmp_path}/d"], "does not exist"),
+    ]
+    for arguments, message in cases:
+        assert main(["add-exits", *arguments]) == 2
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("deebert: ")
+        assert message in error
+    assert (tmp_path / "full" / "precious").read_text() == "do not touch"
+
+
+def test_add_exits_with_a_target_that_cannot_be_met(place, tmp_path, capsys):
+    with torch.enable_grad():
+        code = main(
+            ["add-exits", f"{place}/plain", f"{place}/train.jsonl", "-o", f"{tmp_path}/out", "--epochs", "1"]
+            + ["--target-saving", "0.9"]  # one layer of four always runs
+        )
+    assert code == 1
+    assert "No threshold saves 90.0%" in capsys.readouterr().out
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.early_exit_entropy is None
+
+
+def test_sweep(command, place, tmp_path, capsys):
+    assert command("sweep", "--json") == 0
+    points = json.loads(capsys.readouterr().out)["points"]
+    table = expected_table(place, tmp_path)
+    capsys.readouterr()
+    assert points[0]["exit_counts"] == [0, 0, 0, 120]
+    assert max(sum(count > 0 for count in point["exit_counts"]) for point in points) >= 3
+    for point in points:
+        exits, answers = table.exits_at(point["threshold"])
+        assert point["exit_counts"] == [int((exits == layer).sum()) for layer in range(1, 5)]
+        assert point["scores"]["accuracy"] == pytest.approx((answers == table.labels).mean())
+    assert command("sweep", "--thresholds", 0.1, 0.6, "--json") == 0
+    assert [point["threshold"] for point in json.loads(capsys.readouterr().out)["points"]] == [0.1, 0.6]
+    assert command("sweep", "--fractions", 0, 0.5) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[3].split()[:2] == ["0.3466", "50.0%"]
+    assert command("sweep", "--quantiles", "--metric", "f1", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["points"]) > 50
+
+
+def test_pick_and_apply(command, place, tmp_path, capsys):
+    assert command("pick", "--target-saving", 0.5, "--apply", "--json") == 0
+    choice = json.loads(capsys.readouterr().out)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exits")
+    assert model.config.early_exit_entropy == choice["threshold"]
+    assert choice["threshold"] == pytest.approx(
+        pick_threshold(expected_table(place, tmp_path), target_saving=0.5).threshold
+    )
+    assert choice["reason"] in (tmp_path / "exits" / "README.md").read_text()
+    capsys.readouterr()
+    assert command("pick", "--target-saving", 0.3, "--per-layer", "--temperatures", "--apply", "--json") == 0
+    choice = json.loads(capsys.readouterr().out)
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exits").config
+    assert config.early_exit_entropy == choice["threshold"]
+    assert config.off_ramp_temperatures == choice["temperatures"]
+    assert len(choice["temperatures"]) == 3
+
+
+def test_pick_says_when_a_target_cannot_be_met(command, tmp_path, capsys):
+    assert command("pick", "--target-saving", 0.9, "--apply") == 1
+    assert "No threshold saves 90.0%" in capsys.readouterr().out
+    assert command("pick", "--max-score-drop", 0.001, "--confidence", 0.95) == 1
+    assert "it takes 2,995 rows" in capsys.readouterr().out
+    assert command("pick", "--target-latency-ms", 1e-6) == 1
+    assert "No threshold takes at most 1e-06 ms" in capsys.readouterr().out
+
+
+def test_exits_are_kept(command, place, tmp_path, capsys):
+    rows = tmp_path / "rows.jsonl"
+    shutil.copy(place / "validation.jsonl", rows)
+    base = ["sweep", f"{tmp_path}/exits", str(rows), "--table", f"{tmp_path}/table", "--json"]
+    assert main(base) == 0
+    first = capsys.readouterr()
+    weights = tmp_path / "exits" / "model.safetensors"
+    kept = weights.read_bytes()
+    assert main(base) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out
+    assert "reads the exits that are kept" in again.err
+    assert main([*base, "--seed", "1"]) == 2
+    assert "another seed" in capsys.readouterr().err
+    weights.write_bytes(kept)
+    os.utime(weights, (1, 1))
+    assert main(base) == 2
+    assert "files that have changed since" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    assert main([*base[:-2], f"{tmp_path}/other"]) == 2
+    assert "holds no exits" in capsys.readouterr().err
+
+
+def test_report(command, tmp_path, capsys):
+    page = tmp_path / "pages" / "report.html"
+    assert command("report", "-o", page, "--slice-by", "source", "--title", "A <b>title</b>", "--time") == 0
+    text = page.read_text()
+    for expected in ("By source", "Measured time", "A &lt;b&gt;title&lt;/b&gt;", "How sure"):
+        assert expected in text
+    assert "<script src" not in text
+    capsys.readouterr()
+    assert command("report", "-o", page, "--slice-by", "nothing") == 2
+    assert "No column 'nothing' for `--slice-by`" in capsys.readouterr().err
+    assert command("report", "-o", "/proc/report.html") == 2
+    assert "`--output` ('/proc/report.html') cannot be written" in capsys.readouterr().err
+    assert command("report", "-o", page, "--target-saving", 0.9) == 1
+    assert "The target cannot be met" in page.read_text()
+
+
+def test_bench_needs_no_labels(command, place, tmp_path, capsys):
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text"])
+        writer.writerows([["the film is superb"], ["dull plot"]] * 4)
+    options = ["--batch-sizes", "1", "4", "--repeats", "1", "--fractions", "0.5"]
+    assert main(["bench", f"{tmp_path}/exits", f"{tmp_path}/rows.csv", *options, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)["figures"]
+    assert [figure["batch_size"] for figure in figures] == [1, 1, 4, 4]
+    assert figures[1]["threshold"] == pytest.approx(0.34657, abs=1e-4)
+    assert command("bench", "--max-rows", 8, "--batch-sizes", 4, "--repeats", 1) == 0
+    output = capsys.readouterr().out
+    assert "Tokenisation, not counted above" in output
+    assert len(output.splitlines()[2:4]) == 2  # full depth, and the checkpoint's own threshold
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["pick"], "one of the arguments --target-saving --max-score-drop --target-latency-ms is required"),
+        (["pick", "--target-saving", "40"], "must lie between 0 and 1, got 40"),
+        (["pick", "--max-score-drop", "nan"], "must lie between 0 and 1"),
+        (["pick", "--target-saving", "0.4", "--max-score-drop", "0.01"], "not allowed with"),
+        (["sweep", "--thresholds", "-0.1"], "must be finite and not negative"),
+        (["sweep", "--thresholds", "low"], "must be a number, got 'low'"),
+        (["pick", "--target-latency-ms", "0"], "must be finite and above 0"),
+    ],
+)
+def test_usage_errors(command, options, message, capsys):
+    with pytest.raises(SystemExit) as error:
+        command(*options)
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_metric_that_cannot_be_had(command, monkeypatch, capsys):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_EVALUATE_OFFLINE", "1")
+    assert command("sweep", "--metric", "no-such-metric") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "`--metric` 'no-such-metric' cannot be loaded" in error
