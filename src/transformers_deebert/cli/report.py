@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> int:
     check_output(output)
     table, inputs = read_exits(options, need_inputs=bool(options.slice_by) or options.time)
     metric, score = load_metric(options.metric, table)
-    model, data = Path(options.checkpoint).name, Path(options.data).stem
+    # Of folders the last two names, as in sst2/validation; whose they are is nobody's business.
+    model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (options.checkpoint, options.data))
     report = make_report(
         table,
         title=options.title or f"Early exit: {model} on {data}",
