@@ -39,7 +39,8 @@ class TemperatureFit:
     Args:
         temperatures (`tuple[float, ...]`): What the logits of each off-ramp are to be divided by.
         error_before, error_after (`tuple[float, ...]`): Expected calibration error of each off-ramp.
-        loss_before, loss_after (`tuple[float, ...]`): Mean cross-entropy of each off-ramp, nats.
+        loss_before, loss_after (`tuple[float, ...]`):
+            Mean cross-entropy of each off-ramp, nats, over the rows where its logits are finite; 0 without any.
         fitted_rows, read_rows (`int`): How many rows were fitted on, and read on.
     """
 
@@ -129,7 +130,8 @@ def fit_temperatures(table: ExitTable, reading: ExitTable | None = None, seed: i
     after = reading.with_temperatures(temperatures)
 
     def losses(one: ExitTable) -> tuple[float, ...]:
-        return tuple(float(cross_entropies(*finite_rows(one, layer)).mean()) for layer in ramps)
+        of_rows = [cross_entropies(*finite_rows(one, layer)) for layer in ramps]
+        return tuple(float(values.mean()) if len(values) else 0.0 for values in of_rows)
 
     return TemperatureFit(
         temperatures=temperatures,

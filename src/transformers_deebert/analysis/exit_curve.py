@@ -87,7 +87,7 @@ def exit_curve(table: ExitTable, latency: "LatencyProfile | None" = None) -> Exi
         f1 += 2 * hits / np.maximum(said + (labels == kind).sum(), 1)
     mean = None
     if latency is not None:
-        milliseconds = latency.at(table.lengths)  # (rows, layers)
+        milliseconds = latency.of(table)  # (rows, layers)
         mean = running(milliseconds[:, -1].sum(), milliseconds[row, layer] - milliseconds[row, origin]) / rows
     # Halfway to the next entropy.
     following = np.append(values[ends[:-1] + 1], values[-1:] + 1e-3)
@@ -103,5 +103,5 @@ def exit_curve(table: ExitTable, latency: "LatencyProfile | None" = None) -> Exi
 def thresholds_by_saving(table: ExitTable, savings: Sequence[float] = SAVINGS) -> list[float]:
     """For each saving, the lowest threshold that reaches it; without repetitions."""
     curve = exit_curve(table)
-    places = [np.nonzero(curve.layer_saving >= saving)[0] for saving in savings]
+    places = [np.nonzero(curve.layer_saving >= saving - 1e-12)[0] for saving in savings]
     return [float(curve.thresholds[place]) for place in dict.fromkeys(int(found[0]) for found in places if len(found))]

@@ -70,10 +70,12 @@ class ExitTable:
         """
         logits = check_logits(logits)
         rows, _, classes = logits.shape
-        labels = check_labels(labels, rows, classes)
+        labels = check_labels(labels, rows, classes).astype(np.int64)  # small integers would overflow in counts
         lengths = np.zeros(rows, np.int64) if lengths is None else np.asarray(lengths)
         if lengths.shape != (rows,):
             raise ValueError(f"`lengths` must have shape ({rows},), got {lengths.shape}: give one number a row.")
+        if not np.issubdtype(lengths.dtype, np.integer) or lengths.min() < 0:
+            raise ValueError(f"`lengths` must be whole numbers >= 0, got {lengths!r}: count each row's tokens.")
         names = tuple(str(name) for name in (range(classes) if label_names is None else label_names))
         if len(names) != classes:
             raise ValueError(f"`label_names` has {len(names)} names for {classes} classes: give one each.")
@@ -138,12 +140,16 @@ class ExitTable:
         """
         The table of another answer: layer i says the mean of the probabilities of exits 1 … i. No model answers so: it
         gains little, in the paper and in docs/benchmarks.md; this is there to see whether it would on other data.
+        Exits whose logits are not finite have no part in the mean.
         """
-        logits = self.logits.astype(np.float64)
+        finite = np.isfinite(self.logits).all(-1, keepdims=True)
+        logits = np.where(finite, self.logits, 0).astype(np.float64)
         probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-        probabilities /= probabilities.sum(-1, keepdims=True)
-        means = probabilities.cumsum(1) / np.arange(1, self.num_layers + 1)[:, None]
-        return replace(self, logits=np.log(np.maximum(means, np.finfo(np.float64).tiny)))
+        probabilities *= finite / probabilities.sum(-1, keepdims=True)
+        exits = finite.cumsum(1)
+        means = probabilities.cumsum(1) / np.maximum(exits, 1)
+        answers = np.log(np.maximum(means, np.finfo(np.float64).tiny))
+        return replace(self, logits=np.where(exits > 0, answers, np.nan))
 
     def select(self, rows: np.ndarray) -> "ExitTable":
         """The table of some rows, by index or mask."""
@@ -293,6 +299,7 @@ def collect_exits(
     known = table.labels != -100
     if not known.any():
         raise ValueError("`dataset` has no labelled rows (all labels are -100): give labelled ones.")
+    check_labels(table.labels[known], int(known.sum()), config.num_labels)
     return table if known.all() else table.select(known)
 
 
@@ -322,6 +329,8 @@ def _run_batches(model: Any, loader: Any, progress: str | None) -> Iterator[dict
             lengths = np.full(rows, batch["input_ids"].shape[1] if "input_ids" in batch else 0)
         yield exits | {"lengths": lengths.astype(np.int64), "ids": np.arange(seen, seen + rows)}
         seen += rows
+    if not seen:
+        raise ValueError("`dataset` has no rows: give labelled ones.")
 
 
 def _processes() -> tuple[int, int, Callable[[], None]]:

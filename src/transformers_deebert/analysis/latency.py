@@ -5,7 +5,7 @@ import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,6 +15,9 @@ from ..models.exit_criteria_deebert import check_entropy_defined
 from .stock import check_off_ramps, token_limit
 from .timing import Turn, check_count, describe_machine, evaluating
 
+
+if TYPE_CHECKING:
+    from .exit_table import ExitTable
 
 # An off-ramp with this threshold is consulted, and nobody is sure enough to leave.
 NOBODY = 1e-30
@@ -92,6 +95,21 @@ class LatencyProfile:
         if not np.isfinite(wanted).all() or (wanted < 1).any():
             raise ValueError(f"`lengths` must be finite and >= 1, got {lengths!r}. Pass the rows' numbers of tokens.")
         return np.stack([np.interp(wanted, self.lengths, layer) for layer in self.milliseconds.T], axis=1)
+
+    def of(self, table: "ExitTable") -> np.ndarray:
+        """
+        Milliseconds of the rows of an exit table, by their lengths: [`at`] of `table.lengths`.
+
+        Raises:
+            `ValueError`: for a table of another number of layers, or without lengths.
+        """
+        if table.num_layers != self.num_layers:
+            raise ValueError(
+                f"`latency` is of {self.num_layers} layers, `table` of {table.num_layers}: measure the table's model."
+            )
+        if not table.lengths.all():
+            raise ValueError("`latency` needs lengths, and `table` has rows of 0 tokens: give it `lengths`.")
+        return self.at(table.lengths)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python numbers, lists and dicts, ready for JSON."""

@@ -106,7 +106,8 @@ def removal(
     savings = np.arange(0, reached, 0.01)
     falls = best_scores(curve, metric, savings) - best_scores(without, metric, savings)
     relevant = falls[savings <= saving + 1e-9]
-    return float(max(falls.max(initial=0.0), 0.0)), bool(reached < saving or relevant.max(initial=0.0) >= tolerance)
+    missed = reached < saving - 1e-9 or relevant.max(initial=0.0) >= tolerance
+    return float(falls.max(initial=0.0)), bool(missed)
 
 
 def best_scores(curve: ExitCurve, metric: str, savings: np.ndarray) -> np.ndarray:

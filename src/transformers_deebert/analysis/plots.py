@@ -17,6 +17,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_MARKERS = 40  # of a curve with more points the line is drawn alone
 MOST_DIAGRAMS = 12  # reliability diagrams in one picture
+ON_WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}  # text that lines may run behind
 
 
 def new_figure(width: float = 6.4, height: float = 4.4) -> Any:
@@ -118,6 +119,7 @@ def plot_trade_off(
                 textcoords="offset points",
                 xytext=(9, 5),  # the curve falls to the right, so there is room
                 ha="left",
+                bbox=ON_WHITE,
             )
     axes.set_xlabel("layer saving (%)")
     axes.set_ylabel(f"{score_name.replace('_', ' ')} (%)")
@@ -143,7 +145,7 @@ def plot_exit_depths(
     axes = figure.subplots()
     layers = range(1, len(counts) + 1)
     bars = axes.bar(layers, [100 * count / rows for count in counts], color=COLOURS[0])
-    axes.bar_label(bars, [f"{100 * count / rows:.0f}" for count in counts], padding=2)
+    axes.bar_label(bars, [f"{100 * count / rows:.0f}" for count in counts], padding=3, bbox=ON_WHITE)
     mean = sum(layer * count for layer, count in zip(layers, counts, strict=True)) / rows
     axes.axvline(mean, color=COLOURS[1], linestyle="--", label=f"mean {mean:.2f}")
     axes.set_xticks(list(layers))
@@ -262,13 +264,17 @@ def plot_slices(
     right.bar_label(changes, [f"{100 * one.accuracy_change:+.1f}" for one in slices], padding=2)
     right.axvline(0, color="0.3", linewidth=1)
     right.set_xlabel("change of accuracy (points)")
-    right.margins(x=0.25)
-    left.set_yticks(list(places), [f"{shorten(one.name)} ({one.rows:,})" for one in slices])
-    left.invert_yaxis()
+    right.use_sticky_edges = False  # room for the numbers on either side
+    right.margins(x=0.35)
+    names = [f"{shorten(one.name)} ({one.rows:,})" for one in slices]
+    left.set_yticks(list(places), names, parse_math=False)  # a dollar sign is one
+    left.set_ylim(len(slices) - 0.5, -0.5)
     if title:
         figure.suptitle(title, fontsize="medium")
     save_figure(figure, path, form)
 
 
 def shorten(name: str, length: int = 28) -> str:
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+    """On one line and cut in the middle: names often differ at their end."""
+    name = " ".join(name.split())
+    return name if len(name) <= length else f"{name[: length - 11]}…{name[-10:]}"

@@ -165,7 +165,9 @@ def make_report(
     layers = layer_report(read_on, choice.threshold, metric, score)
     fit = fit_temperatures(chosen_on, reading=read_on)
     parts: dict[str, Any] = {"class": "label"} | ({"length": "length"} if read_on.lengths.any() else {})
-    parts |= {name: [values[index] for index in place] for name, values in (columns or {}).items()}
+    for name, values in (columns or {}).items():
+        values = list(values)  # by place, whatever the column's own index is
+        parts[name] = [values[index] for index in place]
     return Report(
         title=title,
         facts=dict(facts or {}),
@@ -305,13 +307,20 @@ def render(report: Report) -> str:
         redundant=redundant,
         tolerance=TOLERANCE,
         consulted=sum(layer.consulted for layer in report.layers[:-1]),
-        consulted_without=sum(layer.consulted for layer in report.layers[:-1] if not layer.redundant),
+        consulted_without=None if report.without_redundant is None else consulted(report.without_redundant),
         hurt={name: [one for one in slices if one.hurt] for name, slices in report.slices.items()},
         max_entropy=math.log(report.classes),
         runtime=None if report.runtime is None else runtime_text(report.runtime),
         # Nothing in a string may end the element that the numbers stand in.
         numbers=json.dumps(report.to_dict()).replace("<", "\\u003c"),
     )
+
+
+def consulted(point: OperatingPoint) -> float:
+    """How many off-ramps a row is put to on average: those up to its exit, but the ones that are switched off."""
+    waiting = np.cumsum(point.exit_counts[::-1])[::-1]  # rows that reach each layer
+    asked = np.broadcast_to(point.threshold, len(waiting) - 1) > 0
+    return float((waiting[:-1] * asked).sum() / waiting[0])
 
 
 def runtime_text(runtime: "RuntimeBenchmark") -> tuple[str, list[str]]:

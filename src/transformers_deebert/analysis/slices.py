@@ -1,7 +1,9 @@
 """Whom early exit helps and whom it hurts: exit depth and accuracy by class, by length, by anything else."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -111,9 +113,9 @@ def group_rows(table: ExitTable, by: str | Sequence[Any]) -> dict[str, np.ndarra
         raise ValueError(f'`by` must be "label", "length" or one value for each row, got {by!r}.')
     if len(by) != len(table):
         raise ValueError(f"`by` has {len(by)} values for {len(table)} rows: give one for each row of the table.")
-    values = np.asarray(by)
-    if np.issubdtype(values.dtype, np.number) and len(np.unique(values)) > MOST_SLICES:
-        return quarters(values.astype(float), "{:.4g} to {:.4g}")
+    numbers = as_numbers(by)
+    if numbers is not None and len(np.unique(numbers)) > MOST_SLICES:
+        return quarters(numbers, "{:.4g} to {:.4g}")
     names = np.array([str(value) for value in by])
     known, counts = np.unique(names, return_counts=True)
     shown = known[np.argsort(-counts, kind="stable")[:MOST_SLICES]]
@@ -122,14 +124,21 @@ def group_rows(table: ExitTable, by: str | Sequence[Any]) -> dict[str, np.ndarra
     return {**groups, f"{len(known) - len(shown)} others": rest} if rest.any() else groups
 
 
+def as_numbers(values: Sequence[Any]) -> np.ndarray | None:
+    """Values as float64, NaN for `None`; `None` where one is no number."""
+    numeric = all(value is None or (isinstance(value, Real) and not isinstance(value, bool)) for value in values)
+    return np.array([math.nan if value is None else float(value) for value in values]) if numeric else None
+
+
 def quarters(values: np.ndarray, form: str) -> dict[str, np.ndarray]:
     """Four parts of about equal size, fewer where values coincide; rows without a value apart."""
     known = np.isfinite(values)
     edges = np.unique(np.quantile(values[known], [0.25, 0.5, 0.75])) if known.any() else np.empty(0)
     place = np.searchsorted(edges, values)
-    groups = {}
-    for index in range(len(edges) + 1):
-        rows = known & (place == index)
-        if rows.any():
-            groups[form.format(values[rows].min(), values[rows].max())] = rows
+    parts = [known & (place == index) for index in range(len(edges) + 1)]
+    parts = [rows for rows in parts if rows.any()]
+    for wording in (form, "{!r} to {!r}"):  # as many digits as it takes to tell them apart
+        groups = {wording.format(values[rows].min().item(), values[rows].max().item()): rows for rows in parts}
+        if len(groups) == len(parts):
+            break
     return {**groups, "none": ~known} if (~known).any() else groups

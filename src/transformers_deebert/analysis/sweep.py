@@ -123,7 +123,7 @@ def sweep_thresholds(
     if len(thresholds) == 0:
         raise ValueError(f"`thresholds` must hold at least one threshold, got {thresholds!r}. Try [0, 0.1, 0.3].")
     scores = make_scores(score, table.num_labels)
-    milliseconds = None if latency is None else latency.at(table.lengths)  # (rows, layers)
+    milliseconds = None if latency is None else latency.of(table)  # (rows, layers)
     return [operating_point(table, threshold, scores, milliseconds) for threshold in thresholds]
 
 

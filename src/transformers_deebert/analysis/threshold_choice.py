@@ -216,7 +216,7 @@ def make_layer_candidates(
     table: ExitTable, metric: str, score: Score | None, latency: "LatencyProfile | None", extra: Threshold
 ) -> Candidates:
     """Vectors of thresholds, and one more threshold."""
-    vectors = search_layer_thresholds(table, None if latency is None else latency.at(table.lengths))
+    vectors = search_layer_thresholds(table, None if latency is None else latency.of(table))
     return score_candidates(table, [extra, *vectors], metric, score, latency)
 
 
@@ -228,7 +228,7 @@ def score_candidates(
     latency: "LatencyProfile | None",
 ) -> Candidates:
     one = make_score(metric, score, table.num_labels)
-    milliseconds = None if latency is None else latency.at(table.lengths)
+    milliseconds = None if latency is None else latency.of(table)
 
     def scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return {metric: one(predictions, labels)}
@@ -270,7 +270,7 @@ def choose(
         hint = "this one saves most"
     else:
         taken = np.asarray(candidates.latency_ms)
-        allowed, best = np.nonzero(taken <= np.asarray(target_latency_ms))[0], int(taken.argmin())
+        allowed, best = np.nonzero(taken <= np.asarray(target_latency_ms) * (1 + 1e-9))[0], int(taken.argmin())
         target = f"that is expected to take at most {target_latency_ms:g} ms a row"
         failed, hint = f"takes at most {target_latency_ms:g} ms a row", "this one takes least"
     if not len(allowed):
@@ -313,7 +313,7 @@ def guaranteed_choice(
     met = bool((exits < table.num_layers).any())
     promise = f"the accuracy on new rows of the same distribution is at most {points(bound)} below full depth"
     if met:
-        reason = f"With {confidence:.0%} confidence {promise}: {harmful} harmful flips in {rows:,} rows."
+        reason = f"With {100 * confidence:g}% confidence {promise}: {harmful} harmful flips in {rows:,} rows."
     else:
         enough = rows_needed(failed / rows, bound, confidence)
         if enough is None:
@@ -321,11 +321,13 @@ def guaranteed_choice(
                 f"as soon as any of these {rows:,} rows leaves early, {failed / rows:.1%} of them are harmed, and no "
                 "number of rows would be enough"
             )
+        elif rows >= enough and not failed:
+            why = "no off-ramp gives any of these rows an entropy below ln(labels)"
         elif failed:
             why = f"{failed} harmful flips in {rows:,} rows are too many; about {enough:,} rows like these are enough"
         else:
             why = f"even without a single harmful flip it takes {enough:,} rows, and there are {rows:,}"
-        reason = f"No threshold lets anything out so that, with {confidence:.0%} confidence, {promise}: {why}."
+        reason = f"No threshold lets anything out so that, with {100 * confidence:g}% confidence, {promise}: {why}."
         chosen, harmful = 0.0, 0
     choice = read_choice(reading or table, chosen, met, reason, "accuracy", None, latency, seed)
     return replace(choice, harmful_flips=harmful)
@@ -359,7 +361,7 @@ def read_choice(
     exits, answers = table.exits_at(threshold)
     saving = 1 - exits / table.num_layers
     rows, layers = np.arange(len(table)), table.num_layers
-    milliseconds = None if latency is None else latency.at(table.lengths)
+    milliseconds = None if latency is None else latency.of(table)
     taken = None if milliseconds is None else milliseconds[rows, exits - 1]
     generator = np.random.default_rng(seed)
     draws = [generator.integers(0, len(table), len(table)) for _ in range(RESAMPLES)]
