@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from transformers_deebert import ExitTable, collect_exits, exit_curve, sweep_thresholds
-from transformers_deebert.analysis import row_windows
+from transformers_deebert import ExitTable, LatencyProfile, collect_exits, exit_curve, sweep_thresholds
+from transformers_deebert.analysis import row_windows, thresholds_by_saving
 
 
 LENGTHS = tuple(int(length) for length in np.random.default_rng(0).integers(3, 13, 50))
@@ -102,6 +103,89 @@ def test_rows_without_a_label_are_left_out():
     assert table.ids.tolist() == [index for index in range(len(rows)) if index % 3]
 
 
+@pytest.mark.parametrize("source", ["memory", "disk"])
+def test_batches_of_a_loader(source, tmp_path):
+    """As they come, whatever they hold besides; the table is that of the same rows."""
+    model, rows = make_model(off_ramp_pooling="mean"), make_rows()
+    loader = torch.utils.data.DataLoader(
+        rows, batch_size=7, collate_fn=lambda items: {**collate(items), "text": ["x"]}
+    )
+    folder = tmp_path / "table" if source == "disk" else None
+    table = collect_exits(model, loader, output_dir=folder, progress=False)
+    expected = collect_exits(model, rows, collate, progress=False)
+    np.testing.assert_allclose(table.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    for name in ("labels", "lengths", "ids"):
+        assert np.array_equal(getattr(table, name), getattr(expected, name))
+    with pytest.raises(ValueError, match="`dataset` has no rows"):
+        collect_exits(model, torch.utils.data.DataLoader([], batch_size=7), progress=False)
+
+
+def test_temperatures_of_the_model_are_kept(tmp_path):
+    model, rows = make_model(off_ramp_temperatures=[2.0, 0.5, 1.0]), make_rows()
+    table = collect_exits(model, rows, collate, output_dir=tmp_path, progress=False)
+    plain = collect_exits(make_model(), rows, collate, progress=False)
+    assert ExitTable.load(tmp_path).temperatures == table.temperatures == (2.0, 0.5, 1.0)
+    table.save(tmp_path / "again")
+    assert ExitTable.load(tmp_path / "again").temperatures == (2.0, 0.5, 1.0)
+    scaled = plain.logits / np.array([2.0, 0.5, 1.0, 1.0])[:, None]
+    np.testing.assert_allclose(table.logits, scaled, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_the_batch_size(batch_size):
+    with pytest.raises(ValueError, match=f"`batch_size` must be 1 or more, got {batch_size}"):
+        collect_exits(make_model(), make_rows(), collate, batch_size=batch_size, progress=False)
+
+
+def test_labels_that_are_no_classes():
+    rows = make_rows()
+    rows[4]["labels"] = 3
+    with pytest.raises(ValueError, match="`labels` must be integers from 0 to 2, got int64 values from 0 to 3"):
+        collect_exits(make_model(), rows, collate, progress=False)
+
+
+def test_tables_of_ones_own():
+    generator = np.random.default_rng(0)
+    logits, labels = generator.normal(size=(90, 3, 64)), generator.integers(0, 64, 90)
+    table = ExitTable.from_logits(logits, labels.astype(np.uint8), np.arange(90), [f"{one}!" for one in range(64)])
+    assert (table.num_layers, table.num_labels, len(table)) == (3, 64, 90)
+    assert table.label_names[63] == "63!"
+    assert ExitTable.from_logits(logits, labels).label_names[63] == "63"
+    assert not ExitTable.from_logits(logits, labels).lengths.any()
+    # Counts of (true, predicted) pairs do not fit into eight bits.
+    (full,) = sweep_thresholds(table, [0])
+    assert full.scores["accuracy"] == pytest.approx((logits[:, -1].argmax(-1) == labels).mean())
+    for lengths in (np.ones(89, int), -np.ones(90, int), np.full(90, np.nan), np.array(["a"] * 90)):
+        with pytest.raises(ValueError, match="`lengths` must"):
+            ExitTable.from_logits(logits, labels, lengths)
+
+
+def test_without_an_off_ramp(case):
+    model, rows, table = case
+    without = table.without_off_ramp(2)
+    thresholds = spread_thresholds(torch.tensor(table.entropies))
+    expected = table.exits_at([thresholds[0], 0.0, thresholds[2]])
+    for found, wanted in zip(without.exits_at(thresholds), expected, strict=True):
+        assert np.array_equal(found, wanted)
+    assert 2 in table.exits_at(thresholds)[0]  # the table itself is as it was
+    half, _ = without.split(0)
+    assert 2 not in half.exits_at(9.0 * np.ones(3))[0][1:]
+
+
+def test_the_ensemble_by_hand():
+    logits = np.log(np.array([[[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]], [[0.5, 0.5], [0.5, 0.5], [0.5, 0.5]]]))
+    logits[1, 0] = np.nan
+    logits[1, 1, 0] = np.log(3) + np.log(0.5)
+    ensemble = ExitTable.from_logits(logits, np.array([0, 0])).ensemble()
+    probabilities = np.exp(ensemble.logits)
+    np.testing.assert_allclose(probabilities[0, :, 0], [0.9, 0.55, 0.4], atol=1e-12)
+    np.testing.assert_allclose(probabilities.sum(-1)[0], 1, atol=1e-12)
+    # What is broken has no part in the mean.
+    assert np.isnan(ensemble.logits[1, 0]).all()
+    np.testing.assert_allclose(probabilities[1, 1:, 0], [0.75, 0.625], atol=1e-12)
+    assert ensemble.exits_at(9.0)[0].tolist() == [1, 2]
+
+
 @pytest.mark.parametrize("what", ["stock", "regression", "no rows", "no labels", "floats", "unlabelled"])
 def test_bad_input(what):
     model, rows = make_model(), make_rows()
@@ -162,6 +246,41 @@ def test_the_curve_is_exact(table):
         np.testing.assert_allclose(curve.f1, [point.scores["f1"] for point in points], atol=1e-12)
     assert len({tuple(table.exits_at(threshold)[0]) for threshold in curve.thresholds}) == len(curve)
     assert (np.diff(curve.layer_saving) > 0).all()
+
+
+@given(table=tables(), seed=st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_the_expected_times_of_the_curve(table, seed):
+    generator = np.random.default_rng(seed)
+    table = replace(table, lengths=generator.integers(1, 30, len(table)))
+    latency = LatencyProfile((4, 9, 20), generator.uniform(0, 9, (3, table.num_layers)), 1, {})
+    curve = exit_curve(table, latency)
+    points = sweep_thresholds(table, curve.thresholds.tolist(), latency=latency)
+    np.testing.assert_allclose(curve.latency_ms, [point.latency_ms for point in points], atol=1e-9)
+    for point in points:
+        exits, _ = table.exits_at(point.threshold)
+        by_row = [
+            np.interp(length, latency.lengths, latency.milliseconds[:, layer - 1])
+            for length, layer in zip(table.lengths, exits, strict=True)
+        ]
+        assert point.latency_ms == pytest.approx(np.mean(by_row))
+        assert point.expected_speed_up == pytest.approx(points[0].latency_ms / point.latency_ms)
+    assert exit_curve(table).latency_ms is None
+    wrong = LatencyProfile((4,), np.ones((1, table.num_layers + 1)), 1, {})
+    for call in (lambda: exit_curve(table, wrong), lambda: sweep_thresholds(table, [0.0], latency=wrong)):
+        with pytest.raises(ValueError, match="`latency` is of"):
+            call()
+
+
+def test_thresholds_by_saving():
+    """Ten rows whose entropies rise one by one: every tenth of a saving is reached by one row more."""
+    of_one = np.linspace(0.99, 0.6, 10)
+    logits = np.log(np.stack([1 - of_one, of_one], -1))[:, None].repeat(2, 1)
+    table = ExitTable.from_logits(logits, np.ones(10, int))
+    found = thresholds_by_saving(table, (0.1, 0.3, 0.31, 0.35, 0.5, 0.6))
+    # Half the layers of one row of ten are a twentieth.
+    assert [(table.entropies[:, 0] < threshold).sum() for threshold in found] == [2, 6, 7, 10]
+    assert thresholds_by_saving(table, ()) == []
 
 
 @pytest.mark.slow

@@ -4,10 +4,11 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_model
+import torch
+from conftest import make_batch, make_model
 from transformers import AutoModelForSequenceClassification
 
-from transformers_deebert import ExitTable, apply_threshold, pick_threshold, write_model_card
+from transformers_deebert import ExitTable, apply_threshold, fit_temperatures, pick_threshold, write_model_card
 
 
 @pytest.fixture
@@ -33,6 +34,46 @@ def test_the_checkpoint_exits_there(tmp_path, table):
     ):
         assert expected in card
     assert json.loads((tmp_path / "numbers.json").read_text())["threshold_choice"] == choice.to_dict()
+
+
+def test_temperatures_and_thresholds_per_layer(tmp_path, table):
+    """What the choice was made with is what the checkpoint then does, until a choice without them."""
+    make_model().save_pretrained(tmp_path)
+    fit = fit_temperatures(table)
+    choice = pick_threshold(table.with_temperatures(fit.temperatures), target_saving=0.3, per_layer=True)
+    assert len(choice.threshold) == 3
+    assert choice.temperatures == fit.temperatures
+    apply_threshold(tmp_path, choice)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert tuple(model.config.early_exit_entropy) == choice.threshold
+    assert tuple(model.config.off_ramp_temperatures) == fit.temperatures
+    batch = make_batch()
+    found, wanted = model(**batch), make_model(off_ramp_temperatures=list(fit.temperatures))
+    wanted = wanted(**batch, early_exit_entropy=list(choice.threshold))
+    assert torch.equal(found.exit_layers, wanted.exit_layers)
+    assert torch.equal(found.logits, wanted.logits)
+    assert len(found.exit_layers.unique()) >= 3
+    card = (tmp_path / "README.md").read_text()
+    assert f"({', '.join(format(one, '.4g') for one in choice.threshold)})" in card
+    assert choice.reason in card
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    assert numbers["threshold_choice"]["temperatures"] == list(fit.temperatures)
+    assert numbers["default_threshold"] == list(choice.threshold)
+
+    apply_threshold(tmp_path, pick_threshold(table, target_saving=0.3))
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
+    assert config.off_ramp_temperatures is None
+    assert isinstance(config.early_exit_entropy, float)
+
+
+def test_a_choice_for_another_number_of_layers(tmp_path, table):
+    make_model(num_layers=6).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="`choice` has 3 threshold.* has 5 off-ramps"):
+        apply_threshold(tmp_path, pick_threshold(table, target_saving=0.3, per_layer=True))
+    with pytest.raises(ValueError, match="`choice` has 3 temperatures.* has 5 off-ramps"):
+        apply_threshold(tmp_path, pick_threshold(table.with_temperatures([2.0] * 3), target_saving=0.3))
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
+    assert (config.early_exit_entropy, config.off_ramp_temperatures) == (None, None)
 
 
 def test_other_numbers_stay(tmp_path, table):

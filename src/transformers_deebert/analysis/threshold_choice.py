@@ -1,6 +1,7 @@
 """Choosing a threshold by what it shall give, if wanted with a guarantee."""
 
 import math
+from bisect import bisect_left
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -340,9 +341,16 @@ def rows_needed(share: float, bound: float, confidence: float) -> int | None:
     if share >= bound:
         return None
     rows = math.ceil(math.log(1 - confidence) / math.log1p(-bound))  # enough without a flip
-    while binom.cdf(math.ceil(share * rows), rows, bound) > 1 - confidence:
-        rows = math.ceil(1.1 * rows)
-    return rows
+    while True:
+        flips = math.ceil(share * rows)
+        last = max(rows, int(flips / share)) if share else rows  # the most rows with so many flips
+
+        def passes(number: int, flips: int = flips) -> bool:
+            return bool(binom.cdf(flips, number, bound) <= 1 - confidence)
+
+        if passes(last):
+            return bisect_left(range(last + 1), True, lo=rows, key=passes)
+        rows = max(last + 1, math.ceil(1.1 * rows))
 
 
 def read_choice(
