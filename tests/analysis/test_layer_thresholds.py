@@ -94,6 +94,18 @@ def test_vectors_go_from_saving_little_to_saving_nearly_all():
     assert savings[0] < 0.5 < 0.75 < savings[-1]
 
 
+def test_costs_in_any_unit():
+    """What matters is a row's cost in full passes: seven units a layer are the layers run."""
+    table = class_table(rows=200, layers=4)
+    expected = search_layer_thresholds(table)
+    found = search_layer_thresholds(table, np.tile(7.0 * np.arange(1, 5), (200, 1)))
+    savings = [[table.exits_at(one)[0].mean() for one in vectors] for vectors in (found, expected)]
+    assert savings[0] == pytest.approx(savings[1])
+    # Where all layers but the last cost nothing, nobody goes on for a price.
+    free = search_layer_thresholds(table, np.tile([0.0, 0, 0, 1], (200, 1)))
+    assert (table.exits_at(free[-1])[0] < 4).all()
+
+
 def test_one_off_ramp_only():
     table = class_table(rows=60, layers=2)
     choice = pick_threshold(table, target_saving=0.2, per_layer=True, reading=table)

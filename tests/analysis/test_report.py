@@ -274,6 +274,7 @@ def test_many_classes_f1_and_broken_logits(tmp_path):
     _, answers = reading.exits_at(report.choice.threshold)
     expected = f1_score(reading.labels, answers, average="macro", labels=range(64), zero_division=0)
     assert report.choice.score == pytest.approx(expected)
+    assert report.band[1][0] == report.band[2][0] == pytest.approx(report.choice.full_score)
     assert not any("guaranteed" in name for name in report.choices)
     assert report.layers[2].taken == 0
     assert report.layers[0].score < report.layers[3].score

@@ -8,6 +8,7 @@ import pytest
 from made_tables import class_table, table_of
 
 from transformers_deebert import ExitTable, slice_report
+from transformers_deebert.analysis.slices import is_more_than_chance
 
 
 def names(slices):
@@ -59,6 +60,14 @@ def test_few_false_alarms():
     tables = (hurting_table(seed, 0.03) for seed in range(200))
     alarms = [any(one.hurt for one in slice_report(table, 0.5)) for table in tables]
     assert np.mean(alarms) < 0.07
+
+
+def test_chance_by_hand():
+    """Of ten rows with one flip in ten each, three or more flip in 7.02 % of the cases, four or more in 1.28 %."""
+    assert not is_more_than_chance(3, 10, 0.1, tests=1)
+    assert is_more_than_chance(4, 10, 0.1, tests=3)
+    assert not is_more_than_chance(4, 10, 0.1, tests=4)
+    assert not is_more_than_chance(0, 10, 0.0, tests=1)
 
 
 def test_a_part_that_gains_is_not_hurt():
