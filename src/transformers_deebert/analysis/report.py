@@ -167,7 +167,7 @@ def make_report(
     parts: dict[str, Any] = {"class": "label"} | ({"length": "length"} if read_on.lengths.any() else {})
     for name, values in (columns or {}).items():
         values = list(values)  # by place, whatever the column's own index is
-        parts[name] = [values[index] for index in place]
+        parts[name if name not in parts else f"column {name}"] = [values[index] for index in place]
     return Report(
         title=title,
         facts=dict(facts or {}),
