@@ -106,10 +106,10 @@ def group_rows(table: ExitTable, by: str | Sequence[Any]) -> dict[str, np.ndarra
     """Masks of the rows of each part, by name."""
     if isinstance(by, str):
         if by == "label":
-            names = table.label_names
-            if len(set(names)) < len(names):
-                names = tuple(f"{name} ({label})" for label, name in enumerate(names))
-            masks = {name: table.labels == label for label, name in enumerate(names)}
+            classes = list(table.label_names)
+            if len(set(classes)) < len(classes):
+                classes = [f"{name} ({label})" for label, name in enumerate(classes)]
+            masks = {name: table.labels == label for label, name in enumerate(classes)}
             return {name: mask for name, mask in masks.items() if mask.any()}
         if by == "length":
             return quarters(table.lengths.astype(float), "{:.0f} to {:.0f} tokens")
