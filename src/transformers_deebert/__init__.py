@@ -52,9 +52,10 @@ from .registration import register
 
 if TYPE_CHECKING:
     from .analysis.calibration import TemperatureFit, fit_temperatures
+    from .analysis.collect import collect_exits
     from .analysis.decisions import exit_layers
     from .analysis.exit_curve import ExitCurve, exit_curve
-    from .analysis.exit_table import ExitTable, collect_exits
+    from .analysis.exit_table import ExitTable
     from .analysis.latency import LatencyProfile, measure_latency
     from .analysis.layer_report import LayerReport, layer_report
     from .analysis.plots import plot_trade_off
@@ -79,7 +80,8 @@ _LAZY = {
     **dict.fromkeys(("TemperatureFit", "fit_temperatures"), ("analysis.calibration", "analysis")),
     "exit_layers": ("analysis.decisions", "analysis"),
     **dict.fromkeys(("ExitCurve", "exit_curve"), ("analysis.exit_curve", "analysis")),
-    **dict.fromkeys(("ExitTable", "collect_exits"), ("analysis.exit_table", "analysis")),
+    "collect_exits": ("analysis.collect", "analysis"),
+    "ExitTable": ("analysis.exit_table", "analysis"),
     **dict.fromkeys(("LatencyProfile", "measure_latency"), ("analysis.latency", "analysis")),
     **dict.fromkeys(("LayerReport", "layer_report"), ("analysis.layer_report", "analysis")),
     **dict.fromkeys(("Report", "make_report"), ("analysis.report", "analysis")),

@@ -1,12 +1,14 @@
 """Exits collected in one pass: what the model really does, on disk and in memory; and the exact curve."""
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import NUM_LAYERS, make_batch, make_model, make_stock, off_ramp_answers, spread_thresholds
@@ -95,12 +97,43 @@ def test_halves(case):
     assert np.array_equal(a.answers, table.logits[a.ids].argmax(-1))
 
 
-def test_rows_without_a_label_are_left_out():
+def test_rows_without_a_label_are_left_out(tmp_path):
     rows = make_rows()
     for row in rows[::3]:
         row["labels"] = -100
-    table = collect_exits(make_model(), rows, collate, progress=False)
+    table = collect_exits(make_model(), rows, collate, output_dir=tmp_path, progress=False)
     assert table.ids.tolist() == [index for index in range(len(rows)) if index % 3]
+    assert ExitTable.load(tmp_path).ids.tolist() == table.ids.tolist()
+
+
+def test_columns_that_the_model_does_not_take_are_dropped():
+    rows = [{**row, "sentence": "words", "idx": index} for index, row in enumerate(make_rows())]
+    table = collect_exits(make_model(), rows, collate, progress=False)
+    expected = collect_exits(make_model(), make_rows(), collate, progress=False)
+    assert np.array_equal(table.logits, expected.logits)
+    with pytest.raises(ValueError, match=r"`labels` of a batch must have the shape \(rows,\), got \(32, 1\)"):
+        collect_exits(
+            make_model(),
+            rows,
+            lambda items: collate(items) | {"labels": collate(items)["labels"][:, None]},
+            progress=False,
+        )
+
+
+def test_a_save_replaces_what_was_there(tmp_path):
+    table = collect_exits(make_model(), make_rows(), collate, progress=False)
+    table.save(tmp_path)
+    for rank in range(2):
+        shutil.copy(tmp_path / "exits.arrow", tmp_path / f"exits-{rank:05d}-of-00002.arrow")
+    (tmp_path / "exits_backup.arrow").touch()
+    table.select(np.arange(10)).save(tmp_path)
+    assert len(ExitTable.load(tmp_path)) == 10
+    assert (tmp_path / "exits_backup.arrow").exists()
+    broken = table.select(np.arange(5))
+    vars(broken)["labels"] = np.arange(3)  # no table would take them
+    with pytest.raises((ValueError, pa.ArrowInvalid)):
+        broken.save(tmp_path)
+    assert len(ExitTable.load(tmp_path)) == 10
 
 
 @pytest.mark.parametrize("source", ["memory", "disk"])

@@ -209,7 +209,7 @@ def test_thresholds_by_default_are_quantiles_and_both_ends():
         (lambda logits, labels: ExitTable.from_logits(logits, labels * 1.0), r"`labels` must be integers.*float64"),
         (
             lambda logits, labels: sweep_thresholds(ExitTable.from_logits(logits, labels), []),
-            r"`thresholds` must hold at least one",
+            r"`thresholds` must be a list of at least one",
         ),
         (
             lambda logits, labels: ExitTable.from_logits(logits[:0], labels[:0]),
@@ -223,7 +223,7 @@ def test_thresholds_by_default_are_quantiles_and_both_ends():
         ),
         (
             lambda logits, labels: ExitTable.from_logits(logits, labels, lengths=[1, 2]),
-            r"`lengths` must have shape \(4,\)",
+            r"`lengths` must be whole numbers >= 0 of shape \(4,\)",
         ),
         (
             lambda logits, labels: ExitTable.from_logits(logits, labels, label_names=["one"]),

@@ -135,6 +135,14 @@ def test_bad_arguments(settings, message):
         pick_threshold(make_table(rows=20), **settings)
 
 
+def test_a_score_that_is_no_number():
+    def nothing(predictions, labels):
+        return {"mine": float("nan")}
+
+    with pytest.raises(ValueError, match="`metric` 'mine' is -inf at full depth"):
+        pick_threshold(make_table(rows=50), max_score_drop=0.01, metric="mine", score=nothing)
+
+
 def test_too_few_rows_at_all():
     with pytest.raises(ValueError, match="`table` has 3 rows"):
         pick_threshold(make_table(rows=3), target_saving=0.4)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset, DatasetDict
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -149,7 +150,26 @@ def test_add_exits_with_a_target_that_cannot_be_met(place, tmp_path, capsys):
         )
     assert code == 1
     assert "No threshold saves 90.0%" in capsys.readouterr().out
+    assert "The recommended threshold" not in (tmp_path / "out" / "README.md").read_text()
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.early_exit_entropy is None
+
+
+def test_the_report_is_about_the_model_that_was_made(place, tmp_path):
+    rows = Dataset.from_json(f"{place}/train.jsonl")
+    data = DatasetDict({"train": rows, "validation": Dataset.from_json(f"{place}/validation.jsonl")})
+    data.save_to_disk(tmp_path / "data")
+    with torch.enable_grad():
+        code = main(
+            ["add-exits", f"{place}/plain", f"{tmp_path}/data", "-o", f"{tmp_path}/out", "--epochs", "15"]
+            + ["--target-saving", "0.3", "--per-layer", "--temperatures", "--hold-out", "0.4"]
+        )
+    assert code == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    numbers = json.loads(page.partition('id="numbers">')[2].partition("</script>")[0])
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
+    assert numbers["choice"]["threshold"] == config.early_exit_entropy
+    assert numbers["choice"]["temperatures"] == config.off_ramp_temperatures
+    assert numbers["rows"] == 120  # of the 300 for training, which is the split that is taken
 
 
 def test_sweep(command, place, tmp_path, capsys):
@@ -220,7 +240,42 @@ def test_exits_are_kept(command, place, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     assert main([*base[:-2], f"{tmp_path}/other"]) == 2
-    assert "holds no exits" in capsys.readouterr().err
+    assert "holds something else" in capsys.readouterr().err
+
+
+def test_exits_of_other_data_or_labels_are_not_taken(place, tmp_path, capsys):
+    shutil.copytree(place / "exits", tmp_path / "exits")
+    rows = Dataset.from_json(f"{place}/validation.jsonl")
+    rows.save_to_disk(tmp_path / "saved")
+    base = ["sweep", f"{tmp_path}/exits", f"{tmp_path}/saved", "--table", f"{tmp_path}/table", "--json"]
+    assert main(base) == 0
+    config = tmp_path / "exits" / "config.json"
+    config.write_text(config.read_text().replace('"positive"', '"good"'))
+    assert main(base) == 2
+    assert "another configuration" in capsys.readouterr().err
+    config.write_text(config.read_text().replace('"good"', '"positive"'))
+    assert main(base) == 0
+    shutil.rmtree(tmp_path / "saved")
+    rows.map(lambda row: {"label": 1 - row["label"]}).save_to_disk(tmp_path / "saved")
+    capsys.readouterr()
+    assert main(base) == 2
+    assert "files that have changed since" in capsys.readouterr().err
+
+
+def test_damaged_and_unfinished_tables(place, tmp_path, capsys):
+    base = ["sweep", f"{place}/exits", f"{place}/validation.jsonl", "--table", f"{tmp_path}/table", "--json"]
+    assert main(base) == 0
+    first = capsys.readouterr().out
+    for name, text in (("source.json", '{"x'), ("source.json", "[]"), ("exits.json", "{"), ("exits.arrow", "ARROW1")):
+        kept = (tmp_path / "table" / name).read_bytes()
+        (tmp_path / "table" / name).write_text(text)
+        assert main(base) == 2
+        assert "is damaged" in capsys.readouterr().err
+        (tmp_path / "table" / name).write_bytes(kept)
+    for name in ("source.json", "exits.arrow"):  # as a run leaves it that was killed
+        (tmp_path / "table" / name).unlink()
+    assert main(base) == 0
+    assert capsys.readouterr().out == first
 
 
 def test_report(command, tmp_path, capsys):
@@ -265,6 +320,8 @@ def test_bench_needs_no_labels(command, place, tmp_path, capsys):
         (["sweep", "--thresholds", "-0.1"], "must be finite and not negative"),
         (["sweep", "--thresholds", "low"], "must be a number, got 'low'"),
         (["pick", "--target-latency-ms", "0"], "must be finite and above 0"),
+        (["sweep", "--seed", "-1"], "must be a whole number from 0 to 4294967295, got '-1'"),
+        (["sweep", "--batch-size", "abc"], "must be a whole number of 1 or more, got 'abc'"),
     ],
 )
 def test_usage_errors(command, options, message, capsys):
@@ -272,6 +329,24 @@ def test_usage_errors(command, options, message, capsys):
         command(*options)
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--target-saving", "0.4"], "`--confidence` guarantees a bound: give `--max-score-drop`"),
+        (["--max-score-drop", "0.01", "--metric", "f1"], "leave out `--metric` and `--per-layer`"),
+        (["--max-score-drop", "0.01", "--per-layer"], "`--confidence`"),
+    ],
+)
+def test_what_a_guarantee_cannot_be_had_with_is_said_before_the_model_runs(options, message, capsys):
+    assert main(["pick", "no-model", "no-data.jsonl", "--confidence", "0.9", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_options_in_messages_are_spelt_as_options(command, capsys):
+    assert command("bench", "--batch-sizes", 1000) == 2
+    assert "`--batch-sizes`" in capsys.readouterr().err
 
 
 def test_a_metric_that_cannot_be_had(command, monkeypatch, capsys):

@@ -48,6 +48,12 @@ def test_labels(values, names, expected):
     assert class_indices(values, None, config(names)) == expected
 
 
+def test_minus_one_is_no_class():
+    with pytest.raises(ValueError, match="-1 and one class"):
+        class_indices([-1, 1, 1, -1], None, config())
+    assert class_indices([-1, 1, 0], None, config()) == [-100, 1, 0]
+
+
 @pytest.mark.parametrize(
     ("class_names", "names", "expected"),
     [

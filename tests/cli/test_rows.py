@@ -189,11 +189,27 @@ def columns(*names, label="label", **others):
         ("question1", "question2"),
         ("text1", "text2"),
         ("review",),
-        ("before", "after"),
     ],
 )
 def test_columns_that_are_found(names):
     assert find_columns(columns(*names, idx=[3])) == (names, "label")
+
+
+def test_two_columns_of_strings_may_be_anything():
+    with pytest.raises(ValueError, match="No telling which of the columns before, after, label"):
+        find_columns(columns("before", "after"))
+
+
+def test_quotes_that_pair_across_lines_of_a_tsv_file(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text('text\tlabel\n"Hello she said\t1\nhe replied bye"\t0\nplain\t1\n')
+    assert load_rows(str(path)).to_list() == [
+        {"text": '"Hello she said', "label": 1},
+        {"text": 'he replied bye"', "label": 0},
+        {"text": "plain", "label": 1},
+    ]
+    path.write_text('text\tlabel\n"one\ttab"\t1\nplain\t0\n')
+    assert load_rows(str(path))["text"][:] == ["one\ttab", "plain"]
 
 
 def test_columns_that_are_named():

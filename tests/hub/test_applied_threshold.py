@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_batch, make_model
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification
 
-from transformers_deebert import ExitTable, apply_threshold, fit_temperatures, pick_threshold, write_model_card
+from transformers_deebert import (
+    ExitTable,
+    ThresholdChoice,
+    apply_threshold,
+    fit_temperatures,
+    pick_threshold,
+    write_model_card,
+)
 
 
 @pytest.fixture
@@ -68,12 +75,47 @@ def test_temperatures_and_thresholds_per_layer(tmp_path, table):
 
 def test_a_choice_for_another_number_of_layers(tmp_path, table):
     make_model(num_layers=6).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="`choice` has 3 threshold.* has 5 off-ramps"):
+    with pytest.raises(ValueError, match="`choice` is for a model of 4 layers and 3 labels, this one has 6 and 3"):
         apply_threshold(tmp_path, pick_threshold(table, target_saving=0.3, per_layer=True))
-    with pytest.raises(ValueError, match="`choice` has 3 temperatures.* has 5 off-ramps"):
+    with pytest.raises(ValueError, match="`choice` is for a model of 4 layers"):
         apply_threshold(tmp_path, pick_threshold(table.with_temperatures([2.0] * 3), target_saving=0.3))
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
     assert (config.early_exit_entropy, config.off_ramp_temperatures) == (None, None)
+
+
+def test_what_no_model_answers(tmp_path, table):
+    model = make_model()
+    model.save_pretrained(tmp_path)
+    choice = pick_threshold(table.ensemble(), target_saving=0.3)
+    for place in (tmp_path, model):
+        with pytest.raises(ValueError, match=r"`ensemble\(\)`, which no model gives"):
+            apply_threshold(place, choice)
+    with pytest.raises(ValueError, match="ensemble"):
+        table.ensemble().save(tmp_path / "table")
+    # A stock class that re-saves our checkpoint keeps the fields of its configuration.
+    BertForSequenceClassification.from_pretrained(tmp_path).save_pretrained(tmp_path / "stock")
+    with pytest.raises(ValueError, match="holds no early-exit checkpoint"):
+        apply_threshold(tmp_path / "stock", pick_threshold(table, target_saving=0.3))
+
+
+def test_a_choice_that_was_kept_as_json(tmp_path, table):
+    make_model().save_pretrained(tmp_path)
+    choice = pick_threshold(table.with_temperatures([2.0, 1.5, 1.0]), target_saving=0.3, per_layer=True)
+    again = ThresholdChoice.from_dict(json.loads(json.dumps(choice.to_dict())))
+    assert again == choice
+    apply_threshold(tmp_path, again)
+    config = AutoModelForSequenceClassification.from_pretrained(tmp_path).config
+    assert tuple(config.off_ramp_temperatures) == (2.0, 1.5, 1.0)
+    assert "divided by its temperature: 2, 1.5, 1" in (tmp_path / "README.md").read_text()
+
+
+def test_a_card_that_cannot_be_written_changes_nothing(tmp_path, table):
+    make_model().save_pretrained(tmp_path)
+    (tmp_path / "README.md").mkdir()
+    with pytest.raises(OSError, match="README"):
+        apply_threshold(tmp_path, pick_threshold(table, target_saving=0.3))
+    assert not (tmp_path / "numbers.json").exists()
+    assert AutoModelForSequenceClassification.from_pretrained(tmp_path).config.early_exit_entropy is None
 
 
 def test_other_numbers_stay(tmp_path, table):

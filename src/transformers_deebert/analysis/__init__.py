@@ -1,9 +1,10 @@
 """What early exit does to a model: exits of all rows, trade-offs, the choice of a threshold, measured run times."""
 
 from .calibration import ReliabilityBin, TemperatureFit, expected_calibration_error, fit_temperatures, reliability_bins
+from .collect import collect_exits
 from .decisions import entropies, exit_layers
 from .exit_curve import ExitCurve, exit_curve, thresholds_by_saving
-from .exit_table import ExitTable, collect_exits
+from .exit_table import ExitTable
 from .latency import LatencyProfile, measure_latency
 from .layer_report import LayerReport, layer_report
 from .layer_thresholds import search_layer_thresholds

@@ -123,6 +123,8 @@ def fit_temperatures(table: ExitTable, reading: ExitTable | None = None, seed: i
     """
     if len(table) < 4:
         raise ValueError(f"`table` has {len(table)} rows, which is too few to fit on: collect more.")
+    if reading is not None:
+        table.check_alike(reading)
     fitting, reading = table.split(seed) if reading is None else (table, reading)
     ramps = range(1, table.num_layers)
     old = np.ones(len(ramps)) if table.temperatures is None else np.asarray(table.temperatures)

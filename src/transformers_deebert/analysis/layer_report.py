@@ -31,6 +31,7 @@ class LayerReport:
         curve_change (`float`, *optional*):
             By how much the best score at any saving falls, at most, when this off-ramp is left out; `None` for the
             model's own head.
+        curve_change_here (`float`, *optional*): The same at savings up to that at the threshold.
         redundant (`bool`): Whether it would not be missed: less than the tolerance at every saving up to the present.
     """
 
@@ -42,6 +43,7 @@ class LayerReport:
     taken: float
     right_when_taken: float | None
     curve_change: float | None
+    curve_change_here: float | None
     redundant: bool
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,7 +82,9 @@ def layer_report(
     report = []
     for layer in range(1, table.num_layers + 1):
         own, taken, last = table.answers[:, layer - 1], exits == layer, layer == table.num_layers
-        change, missed = (None, True) if last else removal(table, curve, layer, of_curve, saving, tolerance)
+        change, here, missed = (
+            (None, None, True) if last else removal(table, curve, layer, of_curve, saving, tolerance)
+        )
         report.append(
             LayerReport(
                 layer=layer,
@@ -91,6 +95,7 @@ def layer_report(
                 taken=float(taken.mean()),
                 right_when_taken=float((answers == table.labels)[taken].mean()) if taken.any() else None,
                 curve_change=change,
+                curve_change_here=here,
                 redundant=not missed,
             )
         )
@@ -99,15 +104,18 @@ def layer_report(
 
 def removal(
     table: ExitTable, curve: ExitCurve, layer: int, metric: str, saving: float, tolerance: float
-) -> tuple[float, bool]:
-    """The largest fall of the best score at any saving without an off-ramp, and whether it would be missed."""
+) -> tuple[float, float, bool]:
+    """
+    The largest fall of the best score without an off-ramp, at any saving and at those up to the present, and whether
+    it would be missed.
+    """
     without = exit_curve(table.without_off_ramp(layer))
     reached = without.layer_saving.max()
     savings = np.arange(0, reached, 0.01)
     falls = best_scores(curve, metric, savings) - best_scores(without, metric, savings)
     relevant = falls[savings <= saving + 1e-9]
-    missed = reached < saving - 1e-9 or relevant.max(initial=0.0) >= tolerance
-    return float(falls.max(initial=0.0)), bool(missed)
+    here = float(relevant.max(initial=0.0))
+    return float(falls.max(initial=0.0)), here, bool(reached < saving - 1e-9 or here >= tolerance)
 
 
 def best_scores(curve: ExitCurve, metric: str, savings: np.ndarray) -> np.ndarray:

@@ -258,11 +258,12 @@ def plot_slices(
     left.bar_label(bars, [f"{100 * one.layer_saving:.0f}" for one in slices], padding=2)
     left.set_xlabel("layer saving (%)")
     left.margins(x=0.15)
-    changes = right.barh(
-        places, [100 * one.accuracy_change for one in slices], color=colours, hatch=hatches, edgecolor="white"
-    )
+    points = [round(100 * one.accuracy_change, 6) for one in slices]
+    changes = right.barh(places, points, color=colours, hatch=hatches, edgecolor="white")
     right.bar_label(changes, [f"{100 * one.accuracy_change:+.1f}" for one in slices], padding=2)
     right.axvline(0, color="0.3", linewidth=1)
+    if not any(points):
+        right.set_xlim(-1, 1)
     right.set_xlabel("change of accuracy (points)")
     right.use_sticky_edges = False  # room for the numbers on either side
     right.margins(x=0.35)

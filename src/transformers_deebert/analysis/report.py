@@ -119,6 +119,7 @@ def make_report(
     latency: "LatencyProfile | None" = None,
     runtime: "RuntimeBenchmark | None" = None,
     reading: ExitTable | None = None,
+    choice: ThresholdChoice | None = None,
     seed: int = 0,
 ) -> Report:
     """
@@ -137,6 +138,9 @@ def make_report(
         latency ([`LatencyProfile`], *optional*): For expected times.
         runtime ([`RuntimeBenchmark`], *optional*): Measured times to show.
         reading ([`ExitTable`], *optional*): Other rows to read on; all of `table` is then chosen on.
+        choice ([`ThresholdChoice`], *optional*):
+            What the page is about, where it has been picked already: on the rows that this would be chosen on, for the
+            same target. By default one threshold for all off-ramps.
         seed (`int`, *optional*, defaults to 0): Of the split and of the bootstraps.
 
     Returns:
@@ -161,7 +165,8 @@ def make_report(
         max_score_drop = 0.01
     settings: dict[str, Any] = {"metric": metric, "score": score, "latency": latency, "seed": seed}
     target: dict[str, Any] = {"target_saving": target_saving, "max_score_drop": max_score_drop}
-    choice = pick_threshold(chosen_on, reading=read_on, **target, **settings)
+    one_for_all = pick_threshold(chosen_on, reading=read_on, **target, **settings)
+    choice = choice or one_for_all
     layers = layer_report(read_on, choice.threshold, metric, score)
     fit = fit_temperatures(chosen_on, reading=read_on)
     parts: dict[str, Any] = {"class": "label"} | ({"length": "length"} if read_on.lengths.any() else {})
@@ -179,18 +184,28 @@ def make_report(
         choice=choice,
         choices=other_choices(chosen_on, read_on, table, reading, settings),
         curve=sweep_thresholds(read_on, None, score, latency),
-        points=sweep_thresholds(
-            read_on, sorted({0.0, *thresholds_by_saving(read_on), choice.threshold}), score, latency
-        ),
+        points=shown_points(read_on, choice, score, latency),
         band=trade_off_band(read_on, metric, score, seed),
         layers=layers,
         without_redundant=without_redundant(read_on, choice, layers, score, latency),
         temperatures=fit,
-        alternatives=alternatives(chosen_on, read_on, choice, fit, target, settings),
+        alternatives=alternatives(chosen_on, read_on, one_for_all, fit, target, settings),
         slices={name: slice_report(read_on, choice.threshold, by) for name, by in parts.items()},
         runtime=runtime,
         reliability=reliability(read_on, fit),
     )
+
+
+def shown_points(
+    table: ExitTable, choice: ThresholdChoice, score: Score | None, latency: "LatencyProfile | None"
+) -> list[OperatingPoint]:
+    """Full depth, the thresholds that save 10, 20, … %, and the choice: at its place, or last if it is several."""
+    thresholds: list[Any] = [0.0, *thresholds_by_saving(table)]
+    if isinstance(choice.threshold, tuple):
+        thresholds.append(choice.threshold)
+    else:
+        thresholds = sorted({*thresholds, choice.threshold})
+    return sweep_thresholds(table, thresholds, score, latency)
 
 
 def other_choices(
@@ -326,12 +341,17 @@ def consulted(point: OperatingPoint) -> float:
 def runtime_text(runtime: "RuntimeBenchmark") -> tuple[str, list[str]]:
     """The measured times as preformatted text, and what is to be known of them."""
     from .runtime import RUNTIME_COLUMNS
+    from .timing import QUIET
 
     tokenization = "; ".join(
         f"{milliseconds:.3f} ms a row at batch size {size}" for size, milliseconds in runtime.tokenization_ms.items()
     )
     notes = [f"{runtime.rows:,} rows; {runtime.padding}."]
     notes += [f"Tokenisation, not counted above: {tokenization}."] if tokenization else []
+    gap = max(figure.control_gap for figure in runtime.figures)
+    if gap > QUIET:
+        notes.append(f"Two runs of the stock class differ by up to {gap:.1%}: the machine was too busy for a verdict.")
+    notes.append("Efficiency: against the stock class, 1 where every layer saved became time saved.")
     machine = ", ".join(f"{name} {value}" for name, value in runtime.machine.items())
     return format_table(runtime.table(), RUNTIME_COLUMNS), [*notes, f"{machine}."]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -120,8 +121,10 @@ def sweep_thresholds(
     """
     if thresholds is None:
         thresholds = threshold_grid(table)
-    if len(thresholds) == 0:
-        raise ValueError(f"`thresholds` must hold at least one threshold, got {thresholds!r}. Try [0, 0.1, 0.3].")
+    if isinstance(thresholds, Real) or not len(thresholds):
+        raise ValueError(
+            f"`thresholds` must be a list of at least one threshold, got {thresholds!r}. Try [0, 0.1, 0.3]."
+        )
     scores = make_scores(score, table.num_labels)
     milliseconds = None if latency is None else latency.of(table)  # (rows, layers)
     return [operating_point(table, threshold, scores, milliseconds) for threshold in thresholds]

@@ -2,6 +2,7 @@
 
 import math
 from bisect import bisect_left
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ class ThresholdChoice:
         harmful_flips (`int`, *optional*):
             With a guarantee: rows that the full depth answers right and this threshold wrong.
         temperatures (`tuple[float, ...]`, *optional*): Those of the table: the threshold is about no others.
+        layers, labels (`int`): Of the model that it is for.
+        is_ensemble (`bool`): Whether the table was that of an ensemble, which no model answers.
     """
 
     threshold: float | tuple[float, ...]
@@ -68,6 +71,17 @@ class ThresholdChoice:
     latency_ms_interval: tuple[float, float] | None = None
     harmful_flips: int | None = None
     temperatures: tuple[float, ...] | None = None
+    layers: int = 0
+    labels: int = 0
+    is_ensemble: bool = False
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ThresholdChoice":
+        """The choice that [`to_dict`] gave, also after a way through JSON."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python numbers, lists and strings, ready for JSON."""
@@ -116,7 +130,8 @@ def pick_threshold(
         latency ([`LatencyProfile`], *optional*): From [`measure_latency`].
         per_layer (`bool`, *optional*, defaults to `False`):
             Whether to search for a threshold of its own for each off-ramp ([`search_layer_thresholds`]). On the rows
-            that it is chosen on that is never worse; on others it may be.
+            that it is chosen on that is never worse; on others it may be. Of the thresholds that save enough, or are
+            fast enough, it takes those of best score, where one threshold for all is the lowest.
         reading ([`ExitTable`], *optional*):
             Other rows to read the choice on; all of `table` is then chosen on.
         seed (`int`, *optional*, defaults to 0): Of the split and of the bootstrap.
@@ -136,11 +151,8 @@ def pick_threshold(
         )
     if reading is None and len(table) < 4:
         raise ValueError(f"`table` has {len(table)} rows, of which halves cannot be made: collect more.")
-    if reading is not None and (reading.logits.shape[1:], reading.temperatures) != (
-        table.logits.shape[1:],
-        table.temperatures,
-    ):
-        raise ValueError("`reading` is of another model, or of other temperatures, than `table`: collect both alike.")
+    if reading is not None:
+        table.check_alike(reading)
     if confidence is not None:
         return guaranteed_choice(table, reading, max_score_drop or 0.0, confidence, latency, seed)
     if reading is None:
@@ -148,7 +160,8 @@ def pick_threshold(
         where = f"on one random half of the rows ({len(choosing):,}), read on the other ({len(reading):,})"
     else:
         choosing = table
-        where = f"on {len(choosing):,} rows, read on {len(reading):,} others"
+        others = "the same" if reading is table else f"{len(reading):,} others"
+        where = f"on {len(choosing):,} rows, read on {others}"
     candidates = make_candidates(choosing, metric, score, latency)
     targets = (target_saving, max_score_drop, target_latency_ms)
     chosen, met, words = choose(candidates, metric, *targets)
@@ -234,12 +247,15 @@ def score_candidates(
     def scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return {metric: one(predictions, labels)}
 
+    full_score = one(table.answers[:, -1], table.labels)
+    if not math.isfinite(full_score):
+        raise ValueError(f"`metric` {metric!r} is {full_score} at full depth: choose another, or give more rows.")
     found = [operating_point(table, threshold, scores, milliseconds) for threshold in thresholds]
     return Candidates(
         thresholds,
         np.array([point.layer_saving for point in found]),
         np.array([point.scores[metric] for point in found]),
-        one(table.answers[:, -1], table.labels),
+        full_score,
         None if latency is None else np.array([point.latency_ms for point in found]),
     )
 
@@ -314,7 +330,7 @@ def guaranteed_choice(
     met = bool((exits < table.num_layers).any())
     promise = f"the accuracy on new rows of the same distribution is at most {points(bound)} below full depth"
     if met:
-        reason = f"With {100 * confidence:g}% confidence {promise}: {harmful} harmful flips in {rows:,} rows."
+        reason = f"With {100 * confidence:g}% confidence {promise}: {flips_words(harmful)} in {rows:,} rows."
     else:
         enough = rows_needed(failed / rows, bound, confidence)
         if enough is None:
@@ -325,13 +341,18 @@ def guaranteed_choice(
         elif rows >= enough and not failed:
             why = "no off-ramp gives any of these rows an entropy below ln(labels)"
         elif failed:
-            why = f"{failed} harmful flips in {rows:,} rows are too many; about {enough:,} rows like these are enough"
+            are = "is" if failed == 1 else "are"
+            why = f"{flips_words(failed)} in {rows:,} rows {are} too many; about {enough:,} rows like these are enough"
         else:
             why = f"even without a single harmful flip it takes {enough:,} rows, and there are {rows:,}"
         reason = f"No threshold lets anything out so that, with {100 * confidence:g}% confidence, {promise}: {why}."
         chosen, harmful = 0.0, 0
     choice = read_choice(reading or table, chosen, met, reason, "accuracy", None, latency, seed)
     return replace(choice, harmful_flips=harmful)
+
+
+def flips_words(number: int) -> str:
+    return f"{number:,} harmful flip{'' if number == 1 else 's'}"
 
 
 def rows_needed(share: float, bound: float, confidence: float) -> int | None:
@@ -398,6 +419,9 @@ def read_choice(
         full_latency_ms=None if milliseconds is None else float(milliseconds[:, layers - 1].mean()),
         latency_ms_interval=None if taken is None else mean_interval(taken, draws),
         temperatures=table.temperatures,
+        layers=table.num_layers,
+        labels=table.num_labels,
+        is_ensemble=table.is_ensemble,
     )
 
 

@@ -21,6 +21,7 @@ from .decisions import Threshold, check_threshold, normalize_threshold
 
 
 Collate = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
+QUIET = 0.03  # how far apart two runs of one model may be
 BLOCK = 16  # batches that one contender runs before the next has its turn: short against a machine's moods
 
 
@@ -83,7 +84,7 @@ class RuntimeFigure:
     @property
     def machine_was_quiet(self) -> bool:
         """Whether the two control runs agree within 3 %."""
-        return self.control_gap <= 0.03
+        return self.control_gap <= QUIET
 
     def to_dict(self) -> dict:
         """The fields as plain Python numbers, lists and dicts, ready for JSON."""

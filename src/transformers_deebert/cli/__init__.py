@@ -25,6 +25,12 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def option_names(options: argparse.Namespace | None) -> list[str]:
+    """The options of a command, but for what is given by its place."""
+    places = ("checkpoint", "data", "old", "new", "run")
+    return [] if options is None else [name for name in vars(options) if name not in places]
+
+
 def main(arguments: list[str] | None = None) -> int:
     """
     Runs one command.
@@ -39,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     Raises:
         SystemExit: for `--help`, and with code 2 for a usage error, as argparse does.
     """
+    options = None
     try:
         try:
             options = make_parser().parse_args(arguments)
@@ -54,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in EXTRAS:
             raise
-        note(explain(error))
+        note(explain(error, option_names(options)))
     except (ImportError, OSError, ValueError) as error:
-        note(explain(error))
+        note(explain(error, option_names(options)))
     return ERROR

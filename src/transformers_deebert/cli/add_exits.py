@@ -26,7 +26,11 @@ def add(commands: argparse._SubParsersAction) -> None:
         "card and a report. Exit code 1 where the target cannot be met: the model is written without a default "
         "threshold.",
     )
-    add_model_and_data_arguments(parser)
+    add_model_and_data_arguments(
+        parser,
+        checkpoint="fine-tuned classifier without trained off-ramps",
+        split="the first that exists of train, validation, test",
+    )
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="must not exist, or be empty")
     add_target_arguments(parser)
     add_way_arguments(parser)
@@ -49,7 +53,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     from transformers import DataCollatorWithPadding
 
-    from ..analysis.exit_table import collect_exits
+    from ..analysis.collect import collect_exits
     from ..analysis.report import check_report_packages, make_report
     from ..hub.applied_threshold import apply_threshold
     from ..hub.model_card import write_model_card
@@ -58,29 +62,39 @@ def run(options: argparse.Namespace) -> int:
     check_report_packages()
     output = Path(options.output)
     check_folder(output)
-    model, tokenizer = load_backbone(
-        options.checkpoint,
-        options.revision,
-        options.device,
-        off_ramp_pooling=options.off_ramp_pooling,
-        off_ramp_head=options.off_ramp_head,
-    )
-    train, held_out = read_halves(options, model, tokenizer)
-    note(f"trains {len(model.base_model.off_ramps)} off-ramps on {len(train):,} rows.")
-    trainer = train_off_ramps(model, tokenizer, train, options)
+    try:
+        model, tokenizer = load_backbone(
+            options.checkpoint,
+            options.revision,
+            options.device,
+            off_ramp_pooling=options.off_ramp_pooling,
+            off_ramp_head=options.off_ramp_head,
+        )
+        train, held_out = read_halves(options, model, tokenizer)
+        note(f"trains {len(model.base_model.off_ramps)} off-ramps on {len(train):,} rows.")
+        trainer = train_off_ramps(model, tokenizer, train, options)
+    finally:
+        if not any(output.iterdir()):  # nothing has come of it
+            output.rmdir()
     table = collect_exits(model, held_out, DataCollatorWithPadding(tokenizer), options.batch_size, progress=False)
     if options.target_saving is None and options.max_score_drop is None:
         options.max_score_drop = 0.01
-    choice = pick(table, options)
+    choice, chosen_on, read_on = pick(table, options)
     trainer.save_model(str(output))
     write_model_card(output, card_numbers(trainer, table))
     if choice.met:
         apply_threshold(output, choice)
-    target = {"target_saving": options.target_saving, "max_score_drop": options.max_score_drop}
-    facts = {"model": output.name, "rows": f"{len(table):,} held out"}
-    make_report(table, title=f"Early exit: {output.name}", facts=facts, seed=options.seed, **target).save(
-        output / "report.html"
+    report = make_report(
+        chosen_on,
+        reading=read_on,
+        choice=choice,
+        title=f"Early exit: {output.name}",
+        facts={"model": output.name, "rows": f"{len(table):,} held out"},
+        target_saving=options.target_saving,
+        max_score_drop=options.max_score_drop,
+        seed=options.seed,
     )
+    report.save(output / "report.html")
     sys.stdout.write(f"{describe(choice)}\n{output}: the model, README.md (its card), report.html\n")
     return 0 if choice.met else 1
 
@@ -89,7 +103,8 @@ def check_folder(path: Path) -> None:
     """Raises `ValueError` unless the folder can be written and is empty, before anything is trained for it."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        empty = not any(path.iterdir())
+        # A run that was stopped leaves its cache, which the next one begins anew.
+        empty = not any(one.name != "_off_ramp_inputs" for one in path.iterdir())
         if empty:
             (path / ".writable").touch()
             (path / ".writable").unlink()
@@ -101,11 +116,11 @@ def check_folder(path: Path) -> None:
 
 def read_halves(options: argparse.Namespace, model: Any, tokenizer: Any) -> "tuple[Dataset, Dataset]":
     """Rows to train on, and others to pick the threshold on."""
-    rows = labelled(encode(options, model, tokenizer))
+    rows = labelled(encode(options, model, tokenizer, splits=("train", "validation", "test")))
     if options.validation is not None:
-        held_out = labelled(
-            encode(argparse.Namespace(**vars(options) | {"data": options.validation}), model, tokenizer)
-        )
+        # `--split` and `--max-rows` are about DATA.
+        others = {"data": options.validation, "split": None, "max_rows": None}
+        held_out = labelled(encode(argparse.Namespace(**vars(options) | others), model, tokenizer))
     else:
         parts = rows.train_test_split(test_size=options.hold_out, seed=options.seed)
         rows, held_out = parts["train"], parts["test"]
@@ -170,5 +185,5 @@ def card_numbers(trainer: Any, table: Any) -> dict[str, Any]:
         "rows_scored": len(table),
         "full_depth": scores[-1],
         "layer_scores": scores,
-        **trade_off_numbers(table, None, "accuracy"),
+        "trade_off": trade_off_numbers(table, None, "accuracy")["trade_off"],
     }

@@ -18,7 +18,7 @@ def add(commands: argparse._SubParsersAction) -> None:
         description="Measures run times against full depth and against the stock class, all in one rotation with a "
         "control. Labels are not needed.",
     )
-    add_model_and_data_arguments(parser)
+    add_model_and_data_arguments(parser, rows="rows, whose labels are not needed", max_rows=200)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--thresholds",
@@ -30,11 +30,10 @@ def add(commands: argparse._SubParsersAction) -> None:
     which.add_argument(
         "--fractions", type=threshold, nargs="+", metavar="F", help="the same as fractions of ln(labels)"
     )
-    parser.add_argument("--batch-sizes", type=positive, nargs="+", default=[1, 32], metavar="N", help="default: 1 32")
+    parser.add_argument("--batch-sizes", type=positive, nargs="+", metavar="N", help="default: 1 32")
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="timed passes over all rows (5)")
     parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
-    # Every row is run many times.
-    parser.set_defaults(run=run, max_rows=200)
+    parser.set_defaults(run=run)
 
 
 def listed_fractions() -> str:
@@ -59,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         inputs.model,
         inputs.encoded,
         [0.0, *(one for one in thresholds if one != 0)],
-        options.batch_sizes,
+        options.batch_sizes or [size for size in (1, 32) if size <= len(inputs.rows)],
         inputs.tokenizer,
         texts if len(columns) == 2 else [text for (text,) in texts],
         options.repeats,

@@ -63,27 +63,40 @@ def number(text: str) -> float:
         raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from error
 
 
-def load_metric(name: str, table: "ExitTable") -> tuple[str, Any]:
+def load_metric(name: str) -> Any:
     """
-    What `metric` and `score` of the analysis are to be for a metric's name.
+    A module of `evaluate` by its name, `None` for accuracy and F1, which need none.
 
     Raises:
-        ValueError: for a metric that cannot be loaded, or that returns several numbers of other names.
+        ValueError: for a metric that cannot be loaded.
     """
-    from ..analysis.scores import EXACT, make_scores
+    from ..analysis.scores import EXACT
 
     if name in EXACT:
-        return name, None
+        return None
     import evaluate
 
     from .messages import first_line
 
     try:
-        module = evaluate.load(name)
+        return evaluate.load(name)
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"`--metric` {name!r} cannot be loaded ({first_line(error)}): accuracy and f1 are always there."
         ) from error
+
+
+def name_metric(name: str, module: Any, table: "ExitTable") -> tuple[str, Any]:
+    """
+    What `metric` and `score` of the analysis are to be.
+
+    Raises:
+        ValueError: for a module that returns several numbers of other names.
+    """
+    from ..analysis.scores import make_scores
+
+    if module is None:
+        return name, None
     found = list(make_scores(module, table.num_labels)(table.answers[:, -1], table.labels))
     if name not in found and len(found) > 1:
         raise ValueError(f"`--metric` {name!r} returns several numbers ({', '.join(found)}): choose another metric.")

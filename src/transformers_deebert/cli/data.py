@@ -33,7 +33,13 @@ TEXTS = (
 LABELS = ("label", "labels")
 
 
-def load_rows(source: str, split: str | None = None, max_rows: int | None = None, seed: int = 0) -> "Dataset":
+def load_rows(
+    source: str,
+    split: str | None = None,
+    max_rows: int | None = None,
+    seed: int = 0,
+    splits: Sequence[str] = SPLITS,
+) -> "Dataset":
     """
     The rows of a data set.
 
@@ -47,6 +53,8 @@ def load_rows(source: str, split: str | None = None, max_rows: int | None = None
             A random sample of at most so many, in their own order.
         seed (`int`, *optional*, defaults to 0):
             Of the sample.
+        splits (`Sequence[str]`, *optional*):
+            Which splits to look for without `split`, in order.
 
     Returns:
         `datasets.Dataset`, in no particular format.
@@ -72,7 +80,7 @@ def load_rows(source: str, split: str | None = None, max_rows: int | None = None
             rows = load_from_hub(source)
         else:
             raise ValueError(f"{source!r} does not exist: name a file, a folder, or a data set on the Hub.")
-        rows = choose_split(rows, split, source)
+        rows = choose_split(rows, split, source, splits)
     if len(rows) == 0:
         raise ValueError(f"{source!r} has no rows: choose another split or file.")
     if max_rows is not None and max_rows < len(rows):
@@ -120,7 +128,7 @@ def reason(error: Exception) -> str:
     return " ".join(text.partition("Example of usage")[0].split())[:400].rstrip(".") or type(error).__name__
 
 
-def choose_split(rows: Any, split: str | None, source: str) -> "Dataset":
+def choose_split(rows: Any, split: str | None, source: str, splits: Sequence[str] = SPLITS) -> "Dataset":
     """One split of a data set that may have several."""
     if not isinstance(rows, dict):
         if split is not None:
@@ -130,10 +138,10 @@ def choose_split(rows: Any, split: str | None, source: str) -> "Dataset":
         if split not in rows:
             raise ValueError(f"{source!r} has no split {split!r}: choose one of {listed(rows)}.")
         return rows[split]
-    found = next((name for name in SPLITS if name in rows), None)
+    found = next((name for name in splits if name in rows), None)
     # MNLI has two sets for validation, and others call theirs otherwise: no reason to take the training rows.
     alike = [name for name in rows if name.startswith(("validation", "dev"))]
-    if found is None or (found != "validation" and alike):
+    if found is None or (splits is SPLITS and found != "validation" and alike):
         raise ValueError(f"{source!r} has the splits {listed(rows)}: choose one with `--split`.")
     if len(rows) > 1:
         note(f"reads the split {found!r} of {source} (of {listed(rows)}).")
@@ -152,7 +160,7 @@ def find_columns(
     Args:
         rows (`datasets.Dataset`): The data set.
         text_columns (`Sequence[str]`, *optional*): One or two names; found by GLUE's and other usual names otherwise,
-            or as the only one or two columns of strings.
+            or as the only column of strings.
         label_column (`str`, *optional*): Defaults to `label` or `labels`.
         labelled (`bool`, *optional*, defaults to `True`): Whether there must be a label.
 
@@ -182,7 +190,7 @@ def find_columns(
         if set(texts) <= set(others):
             return texts, label_column
     strings = [name for name in others if getattr(rows.features[name], "dtype", None) in ("string", "large_string")]
-    if len(strings) not in (1, 2):
+    if len(strings) != 1:  # two may be a pair, or a text and an identifier
         raise ValueError(
             f"No telling which of the columns {listed(names)} hold texts: name them with `--text-columns`."
         )

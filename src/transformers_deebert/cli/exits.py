@@ -3,11 +3,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .inputs import Inputs, add_model_and_data_arguments, read_inputs
-from .messages import note
+from .messages import first_line, listed, note
 
 
 if TYPE_CHECKING:
@@ -50,43 +51,75 @@ def add_exit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
 
 
-def read_exits(options: argparse.Namespace, need_inputs: bool = False) -> Exits:
+def read_exits(options: argparse.Namespace, need_inputs: bool = False, columns: Sequence[str] = ()) -> Exits:
     """
-    The exits of every row, from one pass of the model or from the folder of `--table`.
+    The exits of every labelled row, from one pass of the model or from the folder of `--table`.
 
     Args:
         options (`argparse.Namespace`): Those of [`add_exit_arguments`].
         need_inputs (`bool`, *optional*, defaults to `False`): Whether model and rows are needed in any case.
+        columns (`Sequence[str]`, *optional*): Columns of DATA that are needed as well.
 
     Raises:
-        ValueError: for a folder that holds the exits of something else.
+        ValueError: for a folder that holds the exits of something else, is damaged, or cannot be written; for columns
+            that are not there.
     """
-    from ..analysis.exit_table import ExitTable, collect_exits
-
     folder = None if options.table is None else Path(options.table)
     source = describe_source(options)
-    kept = folder is not None and (folder / SOURCE_FILE).is_file()
-    if kept and folder is not None:
-        check_source(folder, source)
-        note(f"reads the exits that are kept in {folder}.")
-    elif folder is not None and folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"`--table` ({str(folder)!r}) is not empty and holds no exits: name another folder.")
-    if kept and folder is not None and not need_inputs:
-        return Exits(labelled(ExitTable.load(folder)), None)
-    inputs = read_inputs(options)
-    if kept and folder is not None:
-        return Exits(labelled(ExitTable.load(folder)), inputs)
-    from transformers import DataCollatorWithPadding
-
-    collate = DataCollatorWithPadding(inputs.tokenizer)
-    table = collect_exits(inputs.model, inputs.encoded, collate, options.batch_size, folder, is_a_terminal())
-    if folder is not None:
-        (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2), encoding="utf-8")
+    table = None if folder is None else read_kept(folder, source)
+    inputs = read_inputs(options) if table is None or need_inputs or columns else None
+    for name in columns:
+        if inputs is not None and name not in inputs.rows.column_names:
+            raise ValueError(f"No column {name!r} for `--slice-by`: there are {listed(inputs.rows.column_names)}.")
+    if table is None and inputs is not None:
+        table = collect(options, inputs, folder)
+        if folder is not None:
+            (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2), encoding="utf-8")
+    if table is None:
+        raise AssertionError("neither kept nor collected")
+    right = float((table.answers[:, -1] == table.labels).mean())
+    if right < 1 / table.num_labels:
+        note(f"at full depth {right:.1%} are right, fewer than by chance: do the labels of DATA fit the model?")
     return Exits(table, inputs)
 
 
-def labelled(table: "ExitTable") -> "ExitTable":
-    return table.select(table.labels != -100)
+def collect(options: argparse.Namespace, inputs: Inputs, folder: Path | None) -> "ExitTable":
+    from transformers import DataCollatorWithPadding
+
+    from ..analysis.collect import collect_exits
+
+    collate = DataCollatorWithPadding(inputs.tokenizer)
+    return collect_exits(inputs.model, inputs.encoded, collate, options.batch_size, folder, is_a_terminal())
+
+
+def read_kept(folder: Path, source: dict[str, Any]) -> "ExitTable | None":
+    """The table of a folder, `None` where there is none yet; raises `ValueError` for anything else that is there."""
+    from ..analysis.exit_table import FACTS_FILE, ExitTable, table_files
+
+    name = f"`--table` ({str(folder)!r})"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "new.unfinished").touch()
+        (folder / "new.unfinished").unlink()
+    except OSError as error:
+        raise ValueError(f"{name} cannot be written ({error.strerror}): name another folder.") from error
+    files = [path for path in folder.iterdir() if path.name != FACTS_FILE and path.suffix != ".unfinished"]
+    if not files:  # none, or what a run left that was stopped
+        return None
+    if not (folder / SOURCE_FILE).is_file():
+        what = "exits of unknown origin" if table_files(folder) else "something else"
+        raise ValueError(f"{name} holds {what}: name another folder, or remove it.")
+    try:
+        kept = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        changed = [key for key, value in source.items() if kept.get(key) != value]
+        table = None if changed else ExitTable.load(folder)
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"{name} is damaged ({first_line(error)}): remove it, or name another folder.") from error
+    if changed:
+        what = "files that have changed since" if changed == ["files"] else f"another {', '.join(changed)}"
+        raise ValueError(f"{name} holds the exits of {what}: name another folder, or remove it.")
+    note(f"reads the exits that are kept in {folder}.")
+    return table
 
 
 def is_a_terminal() -> bool:
@@ -96,27 +129,20 @@ def is_a_terminal() -> bool:
 def describe_source(options: argparse.Namespace) -> dict[str, Any]:
     """What the exits depend on, with sizes and times of files, so that a change of them shows."""
     source = {name: getattr(options, name) for name in DEPENDS_ON}
-    folder, data = Path(options.checkpoint), Path(options.data)
-    files = [*folder.glob("*.safetensors"), *folder.glob("*.json")] if folder.is_dir() else []
-    files += [data] if data.is_file() else []
-    # `config.json` may get another default threshold, which changes no exit's answer.
-    stamps = {
-        str(path): [path.stat().st_size, path.stat().st_mtime_ns]
-        for path in sorted(files)
-        if path.suffix == ".safetensors" or path == data or path.name.startswith("tokenizer")
-    }
-    return source | {"files": stamps, "temperatures": temperatures_of(folder)}
+    checkpoint, data = Path(options.checkpoint), Path(options.data)
+    files = [path for path in checkpoint.glob("*") if path.suffix == ".safetensors" or "token" in path.name]
+    files += [path for path in (data.rglob("*") if data.is_dir() else [data]) if path.is_file()]
+    stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
+    return source | {"files": stamps, "configuration": configuration_of(checkpoint)}
 
 
-def temperatures_of(folder: Path) -> Any:
-    """The `off_ramp_temperatures` of a local checkpoint: they change what exits say."""
+def configuration_of(folder: Path) -> Any:
+    """The configuration of a local checkpoint, but for its default exits, which change no exit's answer."""
     path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("off_ramp_temperatures") if path.is_file() else None
-
-
-def check_source(folder: Path, source: dict[str, Any]) -> None:
-    kept = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
-    changed = [name for name, value in source.items() if kept.get(name) != value]
-    if changed:
-        what = "files that have changed since" if changed == ["files"] else f"another {', '.join(changed)}"
-        raise ValueError(f"`--table` ({str(folder)!r}) holds the exits of {what}: name another folder, or remove it.")
+    if not path.is_file():
+        return None
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return {name: value for name, value in config.items() if name not in ("early_exit_entropy", "exit_layer")}
+    except (ValueError, AttributeError):
+        return None  # loading it will say what is wrong

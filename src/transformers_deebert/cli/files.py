@@ -103,10 +103,19 @@ def read_delimited(path: Path) -> dict[str, list]:
     if path.suffix.lower() == ".csv":
         return read_cells(path, delimiter=",", strict=True)
     try:
-        return read_cells(path, delimiter="\t", strict=True)
+        raw = read_cells(path, delimiter="\t", quoting=csv.QUOTE_NONE)
     except ValueError:
-        # As GLUE's own files are written: quotes are part of the text.
-        return read_cells(path, delimiter="\t", quoting=csv.QUOTE_NONE)
+        return read_cells(path, delimiter="\t", strict=True)
+    try:
+        quoted = read_cells(path, delimiter="\t", strict=True)
+    except ValueError:
+        return raw
+    # As GLUE's own files are written: quotes are part of the text, and may happen to pair across lines.
+    return quoted if count_rows(quoted) == count_rows(raw) else raw
+
+
+def count_rows(columns: dict[str, list]) -> int:
+    return len(next(iter(columns.values()), []))
 
 
 def read_cells(path: Path, **form: Any) -> dict[str, list]:

@@ -1,6 +1,7 @@
 """The options of commands that run a model over data, and what they name."""
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .messages import listed, note
@@ -27,21 +28,34 @@ class Inputs(NamedTuple):
     encoded: "Dataset"
 
 
-def add_model_and_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares CHECKPOINT, DATA and the options about them."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="early-exit model: repository on the Hub or folder")
+def add_model_and_data_arguments(
+    parser: argparse.ArgumentParser,
+    checkpoint: str = "early-exit model",
+    rows: str = "labelled rows",
+    split: str = "the first that exists of validation, test, train",
+    max_rows: int | None = None,
+) -> None:
+    """Declares CHECKPOINT, DATA and the options about them, in the words of the command."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"{checkpoint}: repository on the Hub or folder")
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="labelled rows: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `save_to_disk`, or a data set "
-        "on the Hub such as nyu-mll/glue:sst2",
+        help=f"{rows}: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `save_to_disk`, or a data set on the "
+        "Hub such as nyu-mll/glue:sst2",
     )
-    parser.add_argument("--split", help="of DATA; the first that exists of validation, test, train by default")
+    parser.add_argument("--split", help=f"of DATA; {split} by default")
     parser.add_argument(
         "--text-columns", nargs="+", metavar="NAME", help="one or two columns of DATA; found by usual names by default"
     )
     parser.add_argument("--label-column", metavar="NAME", help="column of DATA; `label` or `labels` by default")
-    parser.add_argument("--max-rows", type=positive, metavar="N", help="read a random sample of so many rows")
+    default = "" if max_rows is None else f" (default: {max_rows})"
+    parser.add_argument(
+        "--max-rows",
+        type=positive,
+        default=max_rows,
+        metavar="N",
+        help=f"read a random sample of so many rows{default}",
+    )
     parser.add_argument(
         "--max-length",
         type=positive,
@@ -51,15 +65,21 @@ def add_model_and_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows of one pass (default: 32)")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
     parser.add_argument("--revision", help="branch, tag or commit of CHECKPOINT")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything random (default: 0)")
 
 
 def positive(text: str) -> int:
     """An option's value that must be 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """An option's value that random generators take."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}, got {text!r}")
+    return int(text)
 
 
 def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
@@ -79,19 +99,22 @@ def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
     return Inputs(model, tokenizer, rows, encoded)
 
 
-def read_rows(options: argparse.Namespace, labelled: bool = True) -> "tuple[Dataset, tuple[str, ...], str | None]":
+def read_rows(
+    options: argparse.Namespace, labelled: bool = True, splits: Sequence[str] | None = None
+) -> "tuple[Dataset, tuple[str, ...], str | None]":
     """Rows, and the names of their texts and label."""
     from .data import find_columns, load_rows
 
-    rows = load_rows(options.data, options.split, options.max_rows, options.seed)
+    more = {} if splits is None else {"splits": splits}
+    rows = load_rows(options.data, options.split, options.max_rows, options.seed, **more)
     texts, label = find_columns(rows, options.text_columns, options.label_column, labelled)
     note(f"{len(rows)} rows; texts: {listed(texts)}; labels: {label or 'none'}.")
     return rows, texts, label
 
 
-def encode(options: argparse.Namespace, model: Any, tokenizer: Any) -> "Dataset":
+def encode(options: argparse.Namespace, model: Any, tokenizer: Any, splits: Sequence[str] | None = None) -> "Dataset":
     """Labelled rows as a model that is there already takes them."""
     from .data import encode_rows
 
-    rows, texts, label = read_rows(options)
+    rows, texts, label = read_rows(options, splits=splits)
     return encode_rows(rows, texts, label, tokenizer, model, options.max_length)

@@ -48,6 +48,13 @@ def class_indices(values: Sequence[Any], class_names: Sequence[str] | None, conf
     missing = indices.count(UNLABELLED)
     if missing == len(indices):
         raise ValueError("No row has a label (all are null or -1): choose another split or file.")
+    if len(set(indices) - {UNLABELLED}) == 1 and any(
+        value in (-1, "-1") for value in values if isinstance(value, KINDS)
+    ):
+        raise ValueError(
+            "The labels are -1 and one class: -1 means that a row has no label, so map the classes to "
+            f"{describe_labels(config)}."
+        )
     if missing:
         note(f"{missing} of {len(indices)} rows have no label and are left out.")
     return indices

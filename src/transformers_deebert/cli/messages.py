@@ -23,14 +23,20 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def explain(error: BaseException) -> str:
-    """An error in one line; for a package that is missing, the way to install it."""
+def explain(error: BaseException, options: Iterable[str] = ()) -> str:
+    """
+    An error in one line; for a package that is missing, the way to install it. Names of `options` are spelt as on the
+    command line: `batch_sizes` is `--batch-sizes`.
+    """
     if isinstance(error, ModuleNotFoundError):
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is not None:
             return f"this needs more packages: pip install 'transformers-deebert[{extra}]' ({first_line(error)})"
     if isinstance(error, ValueError):  # ours, which may quote lines of the user's
-        return " ".join(str(error).split()) or type(error).__name__
+        text = " ".join(str(error).split()) or type(error).__name__
+        for name in options:
+            text = text.replace(f"`{name}`", f"`--{name.replace('_', '-')}`")
+        return text
     return first_line(error)
 
 

@@ -5,11 +5,11 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from .choosing import add_metric_argument, add_target_arguments, load_metric, share
+from .choosing import add_metric_argument, add_target_arguments, load_metric, name_metric, share
 from .exits import add_exit_arguments, read_exits
 from .messages import note
 
@@ -43,6 +43,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
+def check_confidence(options: argparse.Namespace) -> None:
+    """Raises `ValueError` for options that a guarantee cannot be had with, before the model runs."""
+    if options.confidence is None:
+        return
+    if not options.max_score_drop:
+        raise ValueError("`--confidence` guarantees a bound: give `--max-score-drop` above 0 with it.")
+    if options.metric != "accuracy" or options.per_layer:
+        raise ValueError(
+            "`--confidence` guarantees accuracy, with one threshold: leave out `--metric` and `--per-layer`."
+        )
+
+
 def add_way_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares other ways to exit than by one threshold."""
     parser.add_argument("--per-layer", action="store_true", help="search for a threshold for each off-ramp")
@@ -57,8 +69,10 @@ def run(options: argparse.Namespace) -> int:
     if options.apply and not Path(options.checkpoint).is_dir():
         raise ValueError(f"`--apply` needs a folder, but CHECKPOINT is {options.checkpoint!r}: download it first.")
     timed = options.target_latency_ms is not None
+    check_confidence(options)
+    module = load_metric(options.metric)
     table, inputs = read_exits(options, need_inputs=timed)
-    metric, score = load_metric(options.metric, table)
+    metric, score = name_metric(options.metric, module, table)
     latency = measure(inputs.model, table.lengths) if timed and inputs is not None else None
     choice = pick(
         table,
@@ -68,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         metric=metric,
         score=score,
         latency=latency,
-    )
+    ).choice
     sys.stdout.write(json.dumps(choice.to_dict(), indent=2) + "\n" if options.json else describe(choice))
     if not choice.met:
         return 1
@@ -78,9 +92,9 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def pick(table: "ExitTable", options: argparse.Namespace, **settings: Any) -> "ThresholdChoice":
+def pick(table: "ExitTable", options: argparse.Namespace, **settings: Any) -> "Picked":
     """The choice for the options of targets and ways; with `--temperatures` they are fitted on the choosing half."""
-    from ..analysis.calibration import fit_temperatures
+    from ..analysis.calibration import HIGHEST, LOWEST, fit_temperatures
     from ..analysis.threshold_choice import pick_threshold
 
     settings |= {
@@ -89,16 +103,30 @@ def pick(table: "ExitTable", options: argparse.Namespace, **settings: Any) -> "T
         "per_layer": options.per_layer,
         "seed": options.seed,
     }
-    if not options.temperatures:
-        return pick_threshold(table, **settings)
+    if len(table) < 4:
+        raise ValueError(f"DATA has {len(table)} labelled rows, of which halves cannot be made: give more.")
     fitted_on, others = table.split(options.seed)
-    fit = fit_temperatures(fitted_on, reading=others)
-    fitted_on, others = (half.with_temperatures(fit.temperatures) for half in (fitted_on, others))
+    if options.temperatures:
+        fit = fit_temperatures(fitted_on, reading=others)
+        if any(not 1.01 * LOWEST < value < HIGHEST / 1.01 for value in fit.temperatures):
+            note("an off-ramp is right so often, or so seldom, that its temperature ran to its bound: give more rows.")
+        fitted_on, others = (half.with_temperatures(fit.temperatures) for half in (fitted_on, others))
     if settings.get("confidence") is not None:
         # The promise is about rows that had no part in anything fitted.
-        return pick_threshold(others, **settings)
+        tested = others if options.temperatures else table
+        return Picked(pick_threshold(tested, **settings), fitted_on, others)
     choice = pick_threshold(fitted_on, reading=others, **settings)
-    return replace(choice, reason=f"{choice.reason} Off-ramps are scaled by temperatures fitted on the first rows.")
+    if options.temperatures:
+        choice = replace(choice, reason=f"{choice.reason} Off-ramps are scaled by temperatures fitted on the first.")
+    return Picked(choice, fitted_on, others)
+
+
+class Picked(NamedTuple):
+    """A choice, and the rows that it was chosen on and read on."""
+
+    choice: "ThresholdChoice"
+    chosen_on: "ExitTable"
+    read_on: "ExitTable"
 
 
 def measure(model: Any, lengths: np.ndarray) -> "LatencyProfile":
@@ -131,6 +159,8 @@ def describe(choice: "ThresholdChoice") -> str:
         lines.append(f"time for a row  {choice.latency_ms:.2f} ms, at full depth {choice.full_latency_ms:.2f} ms")
     if choice.temperatures is not None:
         lines.append(f"temperatures    {', '.join(f'{value:.3f}' for value in choice.temperatures)}")
+    if choice.met and choice.harmful_flips is None:
+        lines += ["", "On other rows it may lose more than on these; --confidence promises a bound."]
     return "\n".join(lines) + "\n"
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .choosing import add_metric_argument, add_target_arguments, load_metric
+from .choosing import add_metric_argument, add_target_arguments, load_metric, name_metric
 from .exits import add_exit_arguments, read_exits
 from .inputs import Inputs
-from .messages import listed, note
+from .messages import note
+from .pick import add_way_arguments, pick
 
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_exit_arguments(parser)
     add_target_arguments(parser)
     add_metric_argument(parser)
+    add_way_arguments(parser)
     parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="page to write (report.html)")
     parser.add_argument("--slice-by", nargs="+", default=[], metavar="NAME", help="columns of DATA to slice by")
     parser.add_argument("--title", help="headline of the page")
@@ -39,27 +41,35 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..analysis.report import check_report_packages, make_report
+    from ..hub.applied_threshold import plain
 
     check_report_packages()
     output = Path(options.output)
     check_output(output)
-    table, inputs = read_exits(options, need_inputs=bool(options.slice_by) or options.time)
-    metric, score = load_metric(options.metric, table)
+    module = load_metric(options.metric)
+    table, inputs = read_exits(options, need_inputs=options.time, columns=options.slice_by)
+    metric, score = name_metric(options.metric, module, table)
+    if options.target_saving is None and options.max_score_drop is None:
+        options.max_score_drop = 0.01
+    choice, chosen_on, read_on = pick(table, options, metric=metric, score=score)
     # Of folders the last two names, as in sst2/validation; whose they are is nobody's business.
     model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (options.checkpoint, options.data))
     report = make_report(
-        table,
+        chosen_on,
+        reading=read_on,
+        choice=choice,
         title=options.title or f"Early exit: {model} on {data}",
         facts={"model": model, "data": data, "rows": f"{len(table):,}", "layers": str(table.num_layers)},
         target_saving=options.target_saving,
         max_score_drop=options.max_score_drop,
         metric=metric,
         score=score,
-        columns=read_columns(table, inputs, options.slice_by),
+        columns=read_columns(read_on, inputs, options.slice_by),
         seed=options.seed,
     )
     if options.time and inputs is not None:
-        report = replace(report, runtime=time_choice(inputs, report.choice.threshold, options.seed))
+        inputs.model.config.off_ramp_temperatures = plain(choice.temperatures)
+        report = replace(report, runtime=time_choice(inputs, choice.threshold, options.seed))
     report.save(output)
     if options.json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
@@ -87,9 +97,6 @@ def read_columns(table: "ExitTable", inputs: Inputs | None, names: list[str]) ->
     """Values of columns of the data, for the rows of the table."""
     if inputs is None:
         return {}
-    for name in names:
-        if name not in inputs.rows.column_names:
-            raise ValueError(f"No column {name!r} for `--slice-by`: there are {listed(inputs.rows.column_names)}.")
     return {name: inputs.rows.select(table.ids)[name][:] for name in names}
 
 

@@ -4,7 +4,7 @@ import argparse
 import json
 import sys
 
-from .choosing import add_metric_argument, load_metric, threshold
+from .choosing import add_metric_argument, load_metric, name_metric, threshold
 from .exits import add_exit_arguments, read_exits
 
 
@@ -31,8 +31,9 @@ def run(options: argparse.Namespace) -> int:
     from ..analysis.sweep import sweep_thresholds
     from ..analysis.tables import format_table
 
+    module = load_metric(options.metric)
     table, _ = read_exits(options)
-    metric, score = load_metric(options.metric, table)
+    metric, score = name_metric(options.metric, module, table)
     thresholds = options.thresholds
     if options.fractions:
         thresholds = [fraction * table.max_entropy for fraction in options.fractions]

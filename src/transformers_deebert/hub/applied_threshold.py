@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.threshold_choice import ThresholdChoice
-from .model_card import NUMBERS_FILE, write_model_card
+from ..families import FAMILIES
+from ..models.configuration_early_exit_deebert import check_temperatures, check_thresholds
+from .model_card import NUMBERS_FILE, read_numbers, write_model_card
 
 
 def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
@@ -19,25 +21,26 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
         choice ([`ThresholdChoice`]): From [`pick_threshold`].
 
     Raises:
-        ValueError: for a choice whose target is not met or that is for another number of layers, or a folder without
-            an early-exit checkpoint.
+        ValueError: for a choice whose target is not met, that is for another number of layers or labels, or about an
+            ensemble; for a folder without an early-exit checkpoint.
     """
     if not choice.met:
         raise ValueError(f"`choice` does not meet its target ({choice.reason}): choose another target.")
     if not isinstance(model, (str, os.PathLike)):
         if not hasattr(getattr(model, "base_model", None), "off_ramps"):
             raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
-        for name, value in settings_of(choice, model.config.num_hidden_layers - 1).items():
+        for name, value in settings_of(choice, model.config.num_hidden_layers, model.config.num_labels).items():
             setattr(model.config, name, value)
         return
     folder = Path(model)
     path, stored = folder / "config.json", folder / NUMBERS_FILE
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if "off_ramp_pooling" not in config:
+    if config.get("model_type") not in {family.config.model_type for family in FAMILIES}:
         raise ValueError(f"`model` ({str(folder)!r}) holds no early-exit checkpoint: save the model there first.")
-    config |= settings_of(choice, int(config.get("num_hidden_layers") or config["n_layers"]) - 1)
-    numbers = json.loads(stored.read_text(encoding="utf-8")) if stored.is_file() else {}
-    if "metric" not in numbers:
+    labels = len(config["id2label"]) if "id2label" in config else 2
+    config |= settings_of(choice, int(config.get("num_hidden_layers") or config["n_layers"]), labels)
+    numbers = dict(read_numbers(stored)) if stored.is_file() else {}
+    if "layer_scores" not in numbers:  # nothing but an earlier choice, if anything
         numbers |= {"metric": choice.metric, "full_depth": choice.full_score, "rows_scored": choice.rows}
     numbers["threshold_choice"] = choice.to_dict()
     numbers["chosen"] = chosen_numbers(choice)
@@ -45,20 +48,25 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
         # The headline is about the card's own metric.
         numbers["chosen"] = {name: numbers["chosen"][name] for name in ("threshold", "how")}
     numbers["default_threshold"] = plain(choice.threshold)
+    numbers["off_ramp_temperatures"] = plain(choice.temperatures)
+    write_model_card(folder, numbers)  # the configuration last: a card that cannot be written changes nothing
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
-    write_model_card(folder, numbers)
 
 
-def settings_of(choice: ThresholdChoice, off_ramps: int) -> dict[str, Any]:
-    """The fields of the configuration that a choice sets, for a model with so many off-ramps."""
-    for name, value in (("thresholds", choice.threshold), ("temperatures", choice.temperatures)):
-        if isinstance(value, tuple) and len(value) != off_ramps:
-            raise ValueError(
-                f"`choice` has {len(value)} {name}, but the model has {off_ramps} off-ramps: choose with a table of "
-                "this model."
-            )
+def settings_of(choice: ThresholdChoice, layers: int, labels: int) -> dict[str, Any]:
+    """The fields of the configuration that a choice sets, for a model of so many layers and labels."""
+    if choice.is_ensemble:
+        raise ValueError("`choice` is about the answers of an `ensemble()`, which no model gives: choose without it.")
+    if (choice.layers, choice.labels) != (layers, labels):
+        raise ValueError(
+            f"`choice` is for a model of {choice.layers} layers and {choice.labels} labels, this one has {layers} and "
+            f"{labels}: choose with a table of this model."
+        )
+    check_thresholds(plain(choice.threshold), layers - 1)
+    if choice.temperatures is not None:
+        check_temperatures(plain(choice.temperatures), layers - 1)
     return {
         "early_exit_entropy": plain(choice.threshold),
         "off_ramp_temperatures": plain(choice.temperatures),
@@ -69,6 +77,8 @@ def settings_of(choice: ThresholdChoice, off_ramps: int) -> dict[str, Any]:
 def chosen_numbers(choice: ThresholdChoice) -> dict[str, Any]:
     """A choice as the card's `chosen`."""
     low, high = (100 * change for change in choice.score_change_interval)
+    scaled = "" if choice.temperatures is None else ", with the off-ramps scaled by temperatures,"
+    where = "On these rows" if choice.harmful_flips is not None else "There"
     return {
         "threshold": plain(choice.threshold),
         "score": choice.score,
@@ -76,9 +86,9 @@ def chosen_numbers(choice: ThresholdChoice) -> dict[str, Any]:
         "layer_saving": choice.layer_saving,
         "note": "" if choice.met else "full depth",
         "how": (
-            f"{choice.reason} There {threshold_words(choice.threshold)} saves {choice.layer_saving:.1%} of the layers "
-            f"and changes {choice.metric} by {100 * choice.score_change:+.1f} points (95 % bootstrap interval "
-            f"{low:+.1f} to {high:+.1f})."
+            f"{choice.reason} {where} {threshold_words(choice.threshold)}{scaled} saves {choice.layer_saving:.1%} of "
+            f"the layers and changes {choice.metric} by {100 * choice.score_change:+.1f} points (95 % bootstrap "
+            f"interval {low:+.1f} to {high:+.1f})."
         ),
     }
 

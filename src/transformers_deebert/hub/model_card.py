@@ -73,7 +73,7 @@ def create_model_card(
 
             - `model_name`, `model_class`, `language`, `layers`, `off_ramp_pooling`, `off_ramp_head`, `max_length`,
               `off_ramps_trained` (`False` for a model that stage 2 has not seen), `labels` (list of names),
-              `default_threshold` (the checkpoint's S), `example` (a sentence), `seed`
+              `default_threshold` (the checkpoint's S), `off_ramp_temperatures` (list), `example` (a sentence), `seed`
             - `base_model`: `name`, and `hub_id` where it has one
             - `data`: `name`, `hub_id` where it has one, `description`, `rows` (list of `name`, `rows`, `use`)
             - `training`: `backbone` and `off_ramps`, each a mapping of `HYPER_PARAMETERS`
@@ -118,6 +118,7 @@ def create_model_card(
         trained=trained,
         suggested=f"{chosen['threshold']:.4g}" if trained and isinstance(chosen.get("threshold"), float) else None,
         default_threshold=_threshold(numbers.get("default_threshold")),
+        temperatures=", ".join(f"{value:.3g}" for value in numbers.get("off_ramp_temperatures") or []),
         headline=_headline(numbers, metric_name) if trained else None,
         facts=_facts(numbers, labels),
         data=data,
@@ -167,25 +168,25 @@ def write_model_card(
     if not config.is_file():
         raise ValueError(f"`folder` ({str(folder)!r}) has no config.json: save a model there first.")
     stored = folder / NUMBERS_FILE
-    if numbers is None:
-        numbers = _read_numbers(stored) if stored.is_file() else {}
-    else:
-        write_json(stored, numbers)
-        (folder / PICTURE_FILE).unlink(missing_ok=True)  # of earlier numbers
-    numbers = {**_of_config(json.loads(config.read_text(encoding="utf-8"))), **numbers}
+    known = (read_numbers(stored) if stored.is_file() else {}) if numbers is None else numbers
+    told = {**_of_config(json.loads(config.read_text(encoding="utf-8"))), **known}
     try:
-        picture = _draw(numbers, folder / PICTURE_FILE)
-        card = create_model_card(numbers, model_id=model_id, picture=picture, license=license, tags=tags)
+        if numbers is not None:
+            (folder / PICTURE_FILE).unlink(missing_ok=True)  # of earlier numbers
+        picture = _draw(told, folder / PICTURE_FILE)
+        card = create_model_card(told, model_id=model_id, picture=picture, license=license, tags=tags)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"`numbers`, as in {str(stored)!r}, cannot be told in a card ({type(error).__name__}: {error}): see "
             "`create_model_card` for what it takes, or remove the file."
         ) from error
     card.save(folder / CARD_FILE)
+    if numbers is not None:
+        write_json(stored, numbers)
     return card
 
 
-def _read_numbers(path: Path) -> Mapping[str, Any]:
+def read_numbers(path: Path) -> Mapping[str, Any]:
     try:
         numbers = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -207,6 +208,7 @@ def _of_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "off_ramps_trained": config.get("off_ramps_trained"),
         "labels": labels if named else None,
         "default_threshold": config.get("early_exit_entropy"),
+        "off_ramp_temperatures": config.get("off_ramp_temperatures"),
     }
     return {key: value for key, value in known.items() if value is not None}
 

@@ -241,8 +241,11 @@ class OffRampTrainer(StageTrainer):
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
         file = getattr(self.args, "report_file", None)
-        if file is not None and metric_key_prefix == "eval" and self.is_world_process_zero():
-            self.write_report(Path(self.args.output_dir) / file, output, dataloader.dataset)
+        if file is not None and metric_key_prefix.startswith("eval") and self.is_world_process_zero():
+            path = Path(self.args.output_dir) / file
+            # Of several evaluation sets each has its own page: `report_matched.html`.
+            path = path.with_name(f"{path.stem}{metric_key_prefix.removeprefix('eval')}{path.suffix}")
+            self.write_report(path, output, dataloader.dataset)
         return output
 
     def write_report(self, path: Path, output, dataset) -> None:

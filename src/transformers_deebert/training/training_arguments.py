@@ -29,7 +29,8 @@ class DeeBertTrainingArguments(TrainingArguments):
             (the default) is `"cached"`, or `"through_backbone"` with attention pooling, which learns what it reads.
         report_file (`str`, *optional*):
             Page that each evaluation of stage 2 on `eval_dataset` writes (see [`make_report`]), such as
-            `"report.html"`; relative to `output_dir`. Needs the extra `analysis`.
+            `"report.html"`; relative to `output_dir`. Of several named evaluation sets each has its own,
+            `"report_NAME.html"`. Needs the extra `analysis`.
     """
 
     learning_rate: float = field(default=2e-5, metadata={"help": "The initial learning rate for AdamW."})

@@ -1,0 +1,168 @@
+"""One pass of a model at full depth that keeps what every exit says."""
+
+import inspect
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import default_data_collator
+
+from .decisions import check_labels
+from .exit_table import ARROW_FILE, ExitTable, remove_table, table_files, write_facts
+from .row_windows import run_windows, token_count, write_windows
+
+
+def collect_exits(
+    model: Any,
+    dataset: Any,
+    data_collator: Callable[[list[dict]], dict[str, torch.Tensor]] | None = None,
+    batch_size: int = 32,
+    output_dir: str | Path | None = None,
+    progress: bool = True,
+) -> ExitTable:
+    """
+    Runs a model over a data set once, at full depth, and keeps what every exit says. Under `accelerate launch` each
+    process runs its share, and every process gets the whole table, in the order of the data set.
+
+    Args:
+        model (`PreTrainedModel`):
+            An early-exit classifier; it is put in eval mode for the pass.
+        dataset:
+            Map-style, of dicts with `input_ids` and so on, and `labels` or `label`: what a `Trainer` would take. Or a
+            [`~torch.utils.data.DataLoader`] of batches of tensors, which is run through once, in its own batches.
+        data_collator (`Callable`, *optional*):
+            From a list of items to tensors, for example `DataCollatorWithPadding(tokenizer)`. By default items are
+            stacked, which works where all have one length. Not used with a `DataLoader`.
+        batch_size (`int`, *optional*, defaults to 32):
+            Rows of one forward pass; rows of like length go together. Not used with a `DataLoader`.
+        output_dir (`str` or `Path`, *optional*):
+            Folder to keep the table in, written as the pass goes, so that memory stays flat; it can be loaded again
+            with `ExitTable.load`. Needed with several processes.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar.
+
+    Returns:
+        [`ExitTable`]: rows without a label (-100) are left out.
+
+    Raises:
+        ValueError: for a model without off-ramps or classes, data without integer labels, several processes without
+            `output_dir` or with a `DataLoader`.
+    """
+    config = model.config
+    if not hasattr(model.base_model, "off_ramps"):
+        raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
+    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+        raise ValueError(
+            f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but exits are "
+            "about one of several classes."
+        )
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be 1 or more, got {batch_size}.")
+    loader = isinstance(dataset, torch.utils.data.DataLoader)
+    if not loader and len(dataset) == 0:
+        raise ValueError("`dataset` has no rows: give labelled ones.")
+    rank, world, wait = _processes()
+    if world > 1 and (output_dir is None or loader):
+        raise ValueError(
+            f"With {world} processes `output_dir` must name a folder that all of them see, and `dataset` must be "
+            "map-style, so that they can share it out."
+        )
+    taken = {*inspect.signature(model.forward).parameters, "label"}
+    names = [str(config.id2label[label]) for label in range(config.num_labels)]
+    text = "Exits" if progress and rank == 0 else None
+    if loader:
+        windows = _run_batches(model, dataset, text)
+    else:
+        share = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
+        collate = data_collator or default_data_collator
+
+        def run(items: list[dict], indices: list[int]) -> dict[str, np.ndarray]:
+            # As `Trainer` does, columns are dropped that the model does not take.
+            items = [{name: value for name, value in item.items() if name in taken} for item in items]
+            lengths = [token_count(item) for item in items]
+            return _exits_of(model, collate(items)) | {"lengths": np.array(lengths), "ids": np.array(indices)}
+
+        windows = run_windows(run, dataset, share, batch_size, text)
+
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), tempfile.TemporaryDirectory() as temporary:
+            folder = Path(output_dir or temporary)
+            if rank == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_table(folder)
+                write_facts(folder, config.num_hidden_layers, names, getattr(config, "off_ramp_temperatures", None))
+            wait()
+            name = ARROW_FILE if world == 1 else f"exits-{rank:05d}-of-{world:05d}.arrow"
+            known = labelled(windows, config.num_labels)
+            if (first := next(known, None)) is not None:
+                write_windows(folder / name, itertools.chain([first], known))
+            wait()
+            if not table_files(folder):
+                raise ValueError("`dataset` has no labelled rows (all labels are -100): give labelled ones.")
+            table = ExitTable.load(folder)
+            if output_dir is None:  # the files are about to go
+                table = replace(table, logits=table.logits.copy())
+    finally:
+        model.train(training)
+    return table
+
+
+def labelled(windows: Iterator[dict[str, np.ndarray]], classes: int) -> Iterator[dict[str, np.ndarray]]:
+    """The rows of windows that have a label, which is checked; windows without any are left out."""
+    for columns in windows:
+        known = columns["labels"] != -100
+        if known.any():
+            rows = {name: values[known] for name, values in columns.items()}
+            check_labels(rows["labels"], len(rows["labels"]), classes)
+            yield rows
+
+
+def _exits_of(model: Any, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Logits of all exits, and the labels, of one batch."""
+    inputs = dict(batch)
+    labels = inputs.pop("labels", inputs.pop("label", None))
+    if labels is None or not isinstance(labels, torch.Tensor) or labels.is_floating_point():
+        given = "none" if labels is None else str(getattr(labels, "dtype", type(labels).__name__))
+        raise ValueError(f"`dataset` must give integer `labels` (through `data_collator`), got {given}.")
+    if labels.dim() != 1:
+        raise ValueError(f"`labels` of a batch must have the shape (rows,), got {tuple(labels.shape)}: one a row.")
+    inputs = {name: value.to(model.device) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+    output = model(**inputs, output_off_ramp_logits=True, early_exit_entropy=0.0, return_dict=True)
+    logits = torch.stack(output.off_ramp_logits, 1)  # (rows, layers, labels)
+    return {"logits": logits.float().cpu().numpy(), "labels": labels.cpu().numpy().astype(np.int64)}
+
+
+def _run_batches(model: Any, loader: Any, progress: str | None) -> Iterator[dict[str, np.ndarray]]:
+    """The exits of the batches of a `DataLoader`, as they come."""
+    seen = 0
+    for batch in tqdm(loader, desc=progress, disable=progress is None):
+        exits = _exits_of(model, batch)
+        rows = len(exits["labels"])
+        mask = batch.get("attention_mask")
+        if mask is not None:
+            lengths = (mask != 0).sum(1).cpu().numpy()
+        else:
+            lengths = np.full(rows, batch["input_ids"].shape[1] if "input_ids" in batch else 0)
+        yield exits | {"lengths": lengths.astype(np.int64), "ids": np.arange(seen, seen + rows)}
+        seen += rows
+    if not seen:
+        raise ValueError("`dataset` has no rows: give labelled ones.")
+
+
+def _processes() -> tuple[int, int, Callable[[], None]]:
+    """This process's number, how many there are, and how to wait for all."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return 0, 1, lambda: None
+    from accelerate import PartialState
+
+    state = PartialState()
+    return state.process_index, state.num_processes, state.wait_for_everyone
