@@ -113,12 +113,14 @@ def plot_trade_off(
         label = "chosen" if index == 0 else None
         axes.plot(*at, marker="o", markersize=11, markerfacecolor="none", color="black", linestyle="none", label=label)
         if not isinstance(point.threshold, tuple):
+            # The curve falls to the right: there is room above it, and at its end below.
+            last = at[0] >= 75
             axes.annotate(
                 f"S = {point.threshold:.3g}",
                 at,
                 textcoords="offset points",
-                xytext=(9, 5),  # the curve falls to the right, so there is room
-                ha="left",
+                xytext=(-9, -14) if last else (9, 5),
+                ha="right" if last else "left",
                 bbox=ON_WHITE,
             )
     axes.set_xlabel("layer saving (%)")

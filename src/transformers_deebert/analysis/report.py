@@ -54,6 +54,7 @@ class Report:
         classes (`int`): Number of classes.
         rows, read_rows (`int`): Rows in all, and those that the figures are read on.
         guaranteed_on (`int`): Rows that a guarantee is tested on.
+        guarantee_held_out (`bool`): Whether its figures are read on others than these.
         choice ([`ThresholdChoice`]): The threshold that everything else is about.
         choices (`dict[str, ThresholdChoice]`): For other allowed losses, and with a guarantee, by target.
         curve (`list[OperatingPoint]`): The trade-off.
@@ -76,6 +77,7 @@ class Report:
     rows: int
     read_rows: int
     guaranteed_on: int
+    guarantee_held_out: bool
     choice: ThresholdChoice
     choices: dict[str, ThresholdChoice]
     curve: list[OperatingPoint]
@@ -181,6 +183,7 @@ def make_report(
         rows=len(table) if reading is None else len(table) + len(reading),
         read_rows=len(read_on),
         guaranteed_on=len(table),
+        guarantee_held_out=reading is not None,
         choice=choice,
         choices=other_choices(chosen_on, read_on, table, reading, settings),
         curve=sweep_thresholds(read_on, None, score, latency),
