@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def option_names(options: argparse.Namespace | None) -> list[str]:
     """The options of a command, but for what is given by its place."""
-    places = ("checkpoint", "data", "old", "new", "run")
+    places = ("checkpoint", "data", "old", "new", "run", "table")  # an exit table is not `--table`
     return [] if options is None else [name for name in vars(options) if name not in places]
 
 

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         sys.stdout.write(json.dumps(benchmark.to_dict(), indent=2) + "\n")
     else:
-        from ..analysis.report import runtime_text
+        from ..analysis.report_page import runtime_text
 
         table, notes = runtime_text(benchmark)
         sys.stdout.write("\n".join([table, "", *notes]) + "\n")

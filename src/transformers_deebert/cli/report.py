@@ -40,7 +40,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..analysis.report import check_report_packages, make_report
+    from ..analysis.report import LEAST_ROWS, check_report_packages, make_report
     from ..hub.applied_threshold import plain
 
     check_report_packages()
@@ -51,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     metric, score = name_metric(options.metric, module, table)
     if options.target_saving is None and options.max_score_drop is None:
         options.max_score_drop = 0.01
+    if len(table) < 2 * LEAST_ROWS:
+        raise ValueError(f"DATA has {len(table)} labelled rows, and a report takes {2 * LEAST_ROWS}: give more.")
     choice, chosen_on, read_on = pick(table, options, metric=metric, score=score)
     # Of folders the last two names, as in sst2/validation; whose they are is nobody's business.
     model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (options.checkpoint, options.data))

@@ -1,0 +1,124 @@
+"""A report as a page: one HTML file with its pictures in it, which needs no network and no script."""
+
+import base64
+import json
+import math
+from collections.abc import Callable, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .layer_report import TOLERANCE
+from .plots import plot_exit_depths, plot_layer_scores, plot_reliability, plot_slices, plot_trade_off
+from .report import Report
+from .runtime import RUNTIME_COLUMNS, RuntimeBenchmark
+from .sweep import OperatingPoint
+from .tables import format_table
+from .timing import QUIET
+
+
+TEMPLATE = Path(__file__).with_name("report_template.html")
+
+
+def render(report: Report) -> str:
+    """The page."""
+    from jinja2 import Environment
+
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"percent": percent, "points": signed, "threshold": threshold_text, "range": range_text}
+    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+    redundant = [layer.layer for layer in report.layers if layer.redundant]
+    return template.render(
+        report=report,
+        choice=report.choice,
+        pictures={name: as_data(picture) for name, picture in draw(report).items()},
+        metric=report.metric.replace("_", " "),
+        redundant=redundant,
+        tolerance=TOLERANCE,
+        consulted=sum(layer.consulted for layer in report.layers[:-1]),
+        consulted_without=None if report.without_redundant is None else consulted(report.without_redundant),
+        hurt={name: [one for one in slices if one.hurt] for name, slices in report.slices.items()},
+        max_entropy=math.log(report.classes),
+        runtime=None if report.runtime is None else runtime_text(report.runtime),
+        # Nothing in a string may end the element that the numbers stand in.
+        numbers=json.dumps(report.to_dict()).replace("<", "\\u003c"),
+    )
+
+
+def consulted(point: OperatingPoint) -> float:
+    """How many off-ramps a row is put to on average: those up to its exit, but the ones that are switched off."""
+    waiting = np.cumsum(point.exit_counts[::-1])[::-1]  # rows that reach each layer
+    asked = np.broadcast_to(point.threshold, len(waiting) - 1) > 0
+    return float((waiting[:-1] * asked).sum() / waiting[0])
+
+
+def runtime_text(runtime: RuntimeBenchmark) -> tuple[str, list[str]]:
+    """The measured times as preformatted text, and what is to be known of them."""
+    tokenization = "; ".join(
+        f"{milliseconds:.3f} ms a row at batch size {size}" for size, milliseconds in runtime.tokenization_ms.items()
+    )
+    notes = [f"{runtime.rows:,} rows; {runtime.padding}."]
+    notes += [f"Tokenisation, not counted above: {tokenization}."] if tokenization else []
+    gap = max(figure.control_gap for figure in runtime.figures)
+    if gap > QUIET:
+        notes.append(f"Two runs of the stock class differ by up to {gap:.1%}: the machine was too busy for a verdict.")
+    notes.append("Efficiency: against the stock class, 1 where every layer saved became time saved.")
+    machine = ", ".join(f"{name} {value}" for name, value in runtime.machine.items())
+    return format_table(runtime.table(), RUNTIME_COLUMNS), [*notes, f"{machine}."]
+
+
+def draw(report: Report) -> dict[str, Callable[..., None]]:
+    """The pictures of the page, each as a function of where to write it."""
+    chosen = [point for point in report.points if point.threshold == report.choice.threshold]
+    taken = [layer.right_when_taken for layer in report.layers]
+
+    def trade_off(path: Any, form: str | None = None) -> None:
+        full = report.choice.full_score
+        plot_trade_off(report.curve, path, report.metric, full, chosen, band=report.band, form=form)
+
+    def depths(path: Any, form: str | None = None) -> None:
+        plot_exit_depths(chosen[0].exit_counts, path, form=form)
+
+    def layers(path: Any, form: str | None = None) -> None:
+        scores = [layer.score for layer in report.layers]
+        plot_layer_scores(scores, path, report.metric, taken, form=form)
+
+    def diagrams(path: Any, form: str | None = None) -> None:
+        plot_reliability(report.reliability, path, form)
+
+    pictures: dict[str, Callable[..., None]] = {
+        "trade_off": trade_off,
+        "exit_depths": depths,
+        "layer_scores": layers,
+        "reliability": diagrams,
+    }
+    for name, slices in report.slices.items():
+        pictures[f"slices_{name}"] = lambda path, form=None, slices=slices: plot_slices(slices, path, form=form)
+    return pictures
+
+
+def as_data(picture: Callable[..., None]) -> str:
+    """A picture as a `data:` address."""
+    buffer = BytesIO()
+    picture(buffer, form="svg")
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def signed(value: float) -> str:
+    """A change of score in points; U+2212 is the minus sign."""
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def range_text(bounds: tuple[float, float], form: Callable[[float], str] = signed) -> str:
+    return f"{form(bounds[0])} to {form(bounds[1])}"
+
+
+def threshold_text(threshold: float | Sequence[float]) -> str:
+    values = threshold if isinstance(threshold, Sequence) else [threshold]
+    return ", ".join(f"{value:.3g}" for value in values)
