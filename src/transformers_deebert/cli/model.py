@@ -42,9 +42,7 @@ def load_model(checkpoint: str, revision: str | None = None, device: str | None 
         raise ValueError(f"The checkpoint {checkpoint!r} cannot be loaded: {first_line(error)}") from error
     # The file may lack what its configuration promises.
     check_config(model.config, checkpoint)
-    # Without a vocabulary transformers makes a tokenizer that knows its special tokens only.
-    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-        raise ValueError(f"The checkpoint {checkpoint!r} has no tokenizer: save one in the same place.")
+    check_tokenizer(tokenizer, checkpoint)
     return model.eval().to(place), tokenizer
 
 
@@ -85,14 +83,8 @@ def load_backbone(
             f"The checkpoint {checkpoint!r} is no fine-tuned classifier ({listed(untrained, 3)} are missing): "
             "fine-tune it first, or run both stages with `TwoStageTrainer`."
         )
-    labels, problem = model.config.num_labels, model.config.problem_type
-    if labels < 2 or problem in ("regression", "multi_label_classification"):
-        raise ValueError(
-            f"The checkpoint {checkpoint!r} has num_labels={labels} and problem_type={problem!r}, but exits "
-            "are about one of several classes."
-        )
-    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
-        raise ValueError(f"The checkpoint {checkpoint!r} has no tokenizer: save one in the same place.")
+    check_classes(model.config, checkpoint)
+    check_tokenizer(tokenizer, checkpoint)
     return model.to(place), tokenizer
 
 
@@ -107,12 +99,23 @@ def check_config(config: Any, checkpoint: str) -> None:
         raise ValueError(
             f"The off-ramps of the checkpoint {checkpoint!r} are untrained: add exits first with `deebert add-exits`."
         )
-    labels, problem = config.num_labels, config.problem_type  # type: ignore[attr-defined]
+    check_classes(config, checkpoint)
+
+
+def check_classes(config: Any, checkpoint: str) -> None:
+    """Raises `ValueError` for a model that does not choose one of several classes."""
+    labels, problem = config.num_labels, config.problem_type
     if labels < 2 or problem in ("regression", "multi_label_classification"):
         raise ValueError(
             f"The checkpoint {checkpoint!r} has num_labels={labels} and problem_type={problem!r}, but exits "
             "are about one of several classes."
         )
+
+
+def check_tokenizer(tokenizer: Any, checkpoint: str) -> None:
+    """Raises `ValueError` for what transformers makes without a vocabulary: it knows its special tokens only."""
+    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        raise ValueError(f"The checkpoint {checkpoint!r} has no tokenizer: save one in the same place.")
 
 
 def check_device(name: str) -> torch.device:
