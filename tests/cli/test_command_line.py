@@ -162,7 +162,8 @@ def test_help_loads_no_package_of_an_extra():
     code = (
         "import sys; from transformers_deebert.cli import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
-        "print([name for name in ('datasets', 'matplotlib', 'pyarrow') if name in sys.modules])"
+        # pyarrow may come with pandas, which transformers loads where it is installed.
+        "print([name for name in ('datasets', 'matplotlib') if name in sys.modules])"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "convert" in process.stdout
