@@ -44,6 +44,7 @@ from .families import (
 )
 from .hub.conversion import convert_checkpoint
 from .hub.endpoint import write_endpoint_handler
+from .inference.predictor import EarlyExitPredictor
 from .models.exit_criteria_deebert import EntropyCriterion, ExitCandidate, ExitCriterion, entropy
 from .models.outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOutput
 from .models.pipeline_deebert import EarlyExitTextClassificationPipeline
@@ -134,6 +135,7 @@ __all__ = [
     "DeeXLMRobertaForSequenceClassification",
     "DeeXLMRobertaModel",
     "EarlyExitModelOutput",
+    "EarlyExitPredictor",
     "EarlyExitSequenceClassifierOutput",
     "EarlyExitTextClassificationPipeline",
     "EntropyCriterion",

@@ -1,0 +1,1 @@
+"""Classifying many texts with early exit."""

@@ -1,0 +1,203 @@
+"""Full batches in all layers: rows that came in with different batches go on together."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ..models.exit_criteria_deebert import ExitPlan
+from ..models.layer_state_deebert import LayerState
+from .predictions import Answers
+from .tokenizing import Row
+
+
+@dataclass
+class Group:
+    """
+    Rows that go through a layer together.
+
+    Args:
+        state ([`LayerState`]): Their states.
+        rows (`list[Row]`): The rows, in the same order: what the host knows of them.
+    """
+
+    state: LayerState
+    rows: list[Row]
+
+    def select(self, places: list[int]) -> "Group":
+        """The rows at `places`, without columns of padding that they do not need."""
+        index = torch.tensor(places).to(self.state.mask.device, non_blocking=True)
+        rows = [self.rows[place] for place in places]
+        return Group(fit(self.state.select(index), rows), rows)
+
+    @staticmethod
+    def join(groups: "list[Group]") -> "Group":
+        """Groups at the same layer, one behind the other."""
+        if len(groups) == 1:
+            return groups[0]
+        rows = [row for group in groups for row in group.rows]
+        state = type(groups[0].state).cat([group.state for group in groups])
+        state.waiting = None  # rows that left were dropped: all of these wait
+        return Group(fit(state, rows), rows)
+
+
+def fit(state: LayerState, rows: list[Row]) -> LayerState:
+    """The state at the width of its longest row."""
+    width = max(row.length for row in rows)
+    # What the host knows about padding, nobody has to look up on the device.
+    padding = any(row.length < width or row.mask is not None for row in rows)
+    return replace(state.resize(width), padding=padding)
+
+
+class Waiting:
+    """Rows that wait behind one layer, first come, first served."""
+
+    def __init__(self) -> None:
+        self.groups: list[Group] = []
+        self.rows = 0
+        self.since = 0  # how many rows of the input had begun when the first of these came
+
+    def add(self, group: Group, begun: int) -> None:
+        if not self.rows:
+            self.since = begun
+        self.groups.append(group)
+        self.rows += len(group.rows)
+
+    def take(self, count: int, begun: int) -> Group:
+        """The first `count` rows, or all if there are fewer."""
+        taken = []
+        while count and self.groups:
+            group = self.groups.pop(0)
+            rows = len(group.rows)
+            if rows > count:
+                self.groups.insert(0, group.select(list(range(count, rows))))
+                group = group.select(list(range(count)))
+            taken.append(group)
+            count -= len(group.rows)
+            self.rows -= len(group.rows)
+        # Whoever is left came with the last group, just now.
+        self.since = begun
+        return Group.join(taken)
+
+
+class Scheduler:
+    """
+    Keeps one waiting list a layer and always runs the deepest layer for which a full batch waits; without one, a new
+    batch begins. So no list ever holds a full batch while another begins: at most `batch_size * layers` rows are on
+    their way. When the input has ended, the lists are emptied from the shallowest layer to the deepest, so that each
+    layer runs at most one batch that is not full.
+
+    Where hardly anybody gets, a list might never fill, and who waits in it would hold up an endless stream: a list in
+    which somebody has waited for `patience` rows of the input is run as it is.
+
+    Args:
+        model (`PreTrainedModel`): An early-exit classifier.
+        plan ([`ExitPlan`]): Who leaves where.
+        batch_size (`int`): Rows that go through a layer together.
+        patience (`int`): Rows of the input.
+    """
+
+    def __init__(self, model: Any, plan: ExitPlan, batch_size: int, patience: int):
+        self.model = model
+        self.plan = plan
+        self.stops = plan.stops
+        self.batch_size = batch_size
+        self.patience = patience
+        self.waiting = {layer: Waiting() for layer in range(1, plan.answer_layer)}
+        self.begun = 0
+
+    @property
+    def on_their_way(self) -> int:
+        """Number of rows that have begun and wait for their answer."""
+        return sum(waiting.rows for waiting in self.waiting.values())
+
+    def run(self, batches: Iterable[list[Row]]) -> Iterator[Answers]:
+        """Runs all batches, in the order given; answers come as they are found."""
+        for rows in batches:
+            self.begun += len(rows)
+            yield from self.begin(rows)
+            while (layer := self.full() or self.overdue()) is not None:
+                yield from self.go_on(layer)
+        while (layer := self.full() or self.shallowest()) is not None:
+            yield from self.go_on(layer)
+
+    def full(self) -> int | None:
+        """The deepest layer behind which a full batch waits."""
+        return next((layer for layer in reversed(self.waiting) if self.waiting[layer].rows >= self.batch_size), None)
+
+    def overdue(self) -> int | None:
+        """The shallowest layer behind which somebody has waited too long."""
+        late = self.begun - self.patience
+        return next((layer for layer, queue in self.waiting.items() if queue.rows and queue.since <= late), None)
+
+    def shallowest(self) -> int | None:
+        """The shallowest layer behind which anybody waits."""
+        return next((layer for layer, queue in self.waiting.items() if queue.rows), None)
+
+    def begin(self, rows: list[Row]) -> list[Answers]:
+        """Runs new rows through the first layer."""
+        try:
+            return self.apply(self.embed(rows))
+        except Exception as error:
+            return [failure(rows, 0, error)]
+
+    def go_on(self, layer: int) -> list[Answers]:
+        """Runs rows that wait behind `layer` through the next."""
+        group = self.waiting[layer].take(self.batch_size, self.begun)
+        try:
+            return self.apply(group)
+        except Exception as error:
+            return [failure(group.rows, layer, error)]
+
+    @torch.no_grad()
+    def embed(self, rows: list[Row]) -> Group:
+        if self.model.training:
+            raise ValueError("the model is in training mode, where nobody exits early: call `model.eval()` first.")
+        inputs = {
+            name: tensor.to(self.model.device, non_blocking=True)
+            for name, tensor in pad(rows, self.model.config.pad_token_id or 0).items()
+        }
+        state, _ = self.model.base_model.begin(**inputs)
+        places = torch.tensor([row.index for row in rows]).to(state.mask.device, non_blocking=True)
+        return Group(fit(replace(state, rows=places), rows), rows)
+
+    @torch.no_grad()
+    def apply(self, group: Group) -> list[Answers]:
+        """Runs a group through its next layer. Who leaves there is answered, the others wait behind it."""
+        state = group.state
+        self.model.base_model.advance(state)
+        if state.layer not in self.stops:
+            self.waiting[state.layer].add(group, self.begun)
+            return []
+        candidate = self.model.base_model.answer(state, self.plan, self.model.answer_last)
+        leave = self.plan.leaving(state, candidate)
+        # One transfer, the layer's one synchronisation: who leaves, and the logits.
+        packed = torch.cat([leave.float().unsqueeze(1), candidate.logits.float()], 1).cpu()
+        leaving, logits = packed[:, 0].bool(), packed[:, 1:]
+        left = leaving.nonzero()[:, 0].tolist()
+        if len(left) < len(group.rows):
+            stay = group.select((~leaving).nonzero()[:, 0].tolist()) if left else group
+            self.waiting[state.layer].add(stay, self.begun)
+        return [Answers([group.rows[place].index for place in left], state.layer, logits[leaving])] if left else []
+
+
+def pad(rows: list[Row], padding: int) -> dict[str, torch.Tensor]:
+    """The rows as tensors `(rows, width)`, with padding on the right."""
+
+    def stack(values: list[torch.Tensor], value: int = 0) -> torch.Tensor:
+        return pad_sequence(values, batch_first=True, padding_value=value)
+
+    names = rows[0].tokens
+    inputs = {name: stack([row.tokens[name] for row in rows], padding if name == "input_ids" else 0) for name in names}
+    masks = [torch.ones(row.length, dtype=torch.long) if row.mask is None else row.mask for row in rows]
+    return inputs | {"attention_mask": stack(masks)}
+
+
+def failure(rows: list[Row], layer: int, error: Exception) -> Answers:
+    """The answer to rows that the model failed on."""
+    indices = sorted(row.index for row in rows)
+    told = RuntimeError(f"The model failed in layer {layer + 1} on the samples {indices} of the input: {error}")
+    told.__cause__ = error
+    return Answers(indices, error=told)
