@@ -58,7 +58,7 @@ def main():
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.1, 0.3])
     parser.add_argument("--rows", type=int)
     parser.add_argument("--batch_size", type=int, default=32)
-    parser.add_argument("--windows", type=int, nargs="+", default=[64], help="batches sorted together")
+    parser.add_argument("--windows", type=int, nargs="+", default=[256], help="batches sorted together")
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")

@@ -34,9 +34,9 @@ class EarlyExitPredictor:
             For texts; a copy of it is used. Not needed for rows that are encoded already.
         batch_size (`int`, *optional*, defaults to 32):
             Rows that go through a layer together.
-        window (`int`, *optional*, defaults to 64):
-            Number of batches that are sorted by length together. Larger ones pad less and begin later; 1 suits texts
-            that come one by one.
+        window (`int`, *optional*, defaults to 256):
+            Number of batches that are sorted by length together. Larger windows pad less, and take longer before the
+            first answer, because a window is read to its end: 1 suits texts that come one by one.
         max_length (`int`, *optional*):
             Texts are cut to so many tokens. `None`: they are not cut, and one that the model has no positions for is
             an error.
@@ -62,7 +62,7 @@ class EarlyExitPredictor:
         model: Any,
         tokenizer: Any = None,
         batch_size: int = 32,
-        window: int = 64,
+        window: int = 256,
         max_length: int | None = None,
     ):
         unwrap = getattr(model, "get_base_model", None)

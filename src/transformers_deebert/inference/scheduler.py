@@ -28,17 +28,25 @@ class Group:
 
     def select(self, places: list[int]) -> "Group":
         """The rows at `places`, without columns of padding that they do not need."""
-        index = torch.tensor(places).to(self.state.mask.device, non_blocking=True)
         rows = [self.rows[place] for place in places]
-        return Group(fit(self.state.select(index), rows), rows)
+        index = torch.tensor(places).to(self.state.mask.device, non_blocking=True)
+        state = self.state.resize(max(row.length for row in rows)).select(index)
+        return Group(fit(state, rows), rows)
+
+    def split(self, count: int) -> "tuple[Group, Group]":
+        """The first `count` rows, and the others: as views, because they are copied when they are joined."""
+        parts = slice(count), slice(count, None)
+        first, others = (Group(self.state.select(part), self.rows[part]) for part in parts)  # type: ignore[arg-type]
+        return first, others
 
     @staticmethod
     def join(groups: "list[Group]") -> "Group":
-        """Groups at the same layer, one behind the other."""
-        if len(groups) == 1:
-            return groups[0]
+        """Groups at the same layer, one behind the other, at the width of the longest row."""
         rows = [row for group in groups for row in group.rows]
-        state = type(groups[0].state).cat([group.state for group in groups])
+        if len(groups) == 1:
+            return Group(fit(groups[0].state, rows), rows)
+        width = max(row.length for row in rows)
+        state = type(groups[0].state).cat([group.state.resize(width) for group in groups])
         state.waiting = None  # rows that left were dropped: all of these wait
         return Group(fit(state, rows), rows)
 
@@ -70,10 +78,9 @@ class Waiting:
         taken = []
         while count and self.groups:
             group = self.groups.pop(0)
-            rows = len(group.rows)
-            if rows > count:
-                self.groups.insert(0, group.select(list(range(count, rows))))
-                group = group.select(list(range(count)))
+            if len(group.rows) > count:
+                group, others = group.split(count)
+                self.groups.insert(0, others)
             taken.append(group)
             count -= len(group.rows)
             self.rows -= len(group.rows)
