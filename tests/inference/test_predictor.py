@@ -275,8 +275,10 @@ def test_texts_are_cut(case, tokenizer):
     model, *_ = case
     long = make_texts(9, 60, seed=5)
     rows = [dict(tokenizer(text, truncation=True, max_length=10)) for text in long]
+    tokenizer(TEXTS)
     predictor = EarlyExitPredictor(model, tokenizer, max_length=10)
     assert_same(predictor.predict(long, early_exit_entropy=0.6), alone(model, rows, early_exit_entropy=0.6))
+    assert tokenizer.backend_tokenizer.truncation is None  # the state of the tokenizer itself is as it was
 
 
 def test_tokenizers_that_pad_on_the_left(case, tokenizer):
@@ -410,9 +412,14 @@ def test_leaving_a_stream_ends_its_thread(case):
         for _ in predictor.stream(itertools.cycle(TEXTS), early_exit_entropy=thresholds):
             raise KeyboardInterrupt
     assert not readers()
-    with pytest.raises(ValueError, match="Sample 30"):
-        predictor.predict(itertools.chain(TEXTS[:30], [None], itertools.cycle(TEXTS)))
-    assert not readers()
+    bad = [*TEXTS[:30], None]
+    with pytest.raises(ValueError, match="Sample 30") as of_predict:
+        predictor.predict(itertools.chain(bad, itertools.cycle(TEXTS)))
+    with pytest.raises(ValueError, match="Sample 30") as of_stream:
+        list(predictor.stream(itertools.chain(bad, itertools.cycle(TEXTS))))
+    assert not readers()  # although the errors hold the frames that they came through
+    assert of_predict.value
+    assert of_stream.value
     assert not torch.is_grad_enabled()
 
 
