@@ -26,7 +26,7 @@ class EarlyExitPredictor:
     a layer for longer than a window, even where hardly anybody gets.
 
     Full batches pay where small ones waste the hardware: on accelerators and many cores. On one or two cores a layer's
-    time goes with its tokens alone, and the gain over a loop over sorted batches is the reading ahead.
+    time goes with its tokens alone, and a loop over batches sorted by length is as fast.
 
     The model stays as it is, and other threads may use it at the same time; each thread needs a predictor of its own.
 
