@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from .analysis.timing import describe_machine, time_thresholds
     from .hub.applied_threshold import apply_threshold
     from .hub.model_card import create_model_card, write_model_card
+    from .inference.onnx_export import export_onnx
+    from .inference.onnx_model import OnnxEarlyExitModel
     from .training.backbone_trainer import BackboneTrainer
     from .training.off_ramp_trainer import OffRampTrainer
     from .training.training_arguments import DeeBertTrainingArguments
@@ -95,6 +97,8 @@ _LAZY = {
     **dict.fromkeys(("create_model_card", "write_model_card"), ("hub.model_card", "analysis")),
     "apply_threshold": ("hub.applied_threshold", "analysis"),
     "plot_trade_off": ("analysis.plots", "analysis"),
+    "export_onnx": ("inference.onnx_export", "onnx"),
+    "OnnxEarlyExitModel": ("inference.onnx_model", "onnx"),
     "BackboneTrainer": ("training.backbone_trainer", "train"),
     "DeeBertTrainingArguments": ("training.training_arguments", "train"),
     "OffRampTrainer": ("training.off_ramp_trainer", "train"),
@@ -146,6 +150,7 @@ __all__ = [
     "LatencyProfile",
     "LayerReport",
     "OffRampTrainer",
+    "OnnxEarlyExitModel",
     "OperatingPoint",
     "Report",
     "RuntimeBenchmark",
@@ -163,6 +168,7 @@ __all__ = [
     "entropy",
     "exit_curve",
     "exit_layers",
+    "export_onnx",
     "fit_temperatures",
     "from_backbone",
     "layer_report",

@@ -8,11 +8,11 @@ import argparse
 import os
 import sys
 
-from . import add_exits, bench, convert, pick, report, sweep
+from . import add_exits, bench, convert, export, pick, report, sweep
 from .messages import EXTRAS, explain, note
 
 
-COMMANDS = (add_exits, sweep, pick, report, bench, convert)
+COMMANDS = (add_exits, sweep, pick, report, bench, convert, export)
 # Exit codes; a command returns one of the first two. The last are those of shells: 128 + the signal.
 FINE, UNMET, ERROR, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 
@@ -27,7 +27,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def option_names(options: argparse.Namespace | None) -> list[str]:
     """The options of a command, but for what is given by its place."""
-    places = ("checkpoint", "data", "old", "new", "run", "table")  # an exit table is not `--table`
+    places = ("checkpoint", "data", "folder", "old", "new", "run", "table")  # an exit table is not `--table`
     return [] if options is None else [name for name in vars(options) if name not in places]
 
 

@@ -9,6 +9,7 @@ EXTRAS = {
     **dict.fromkeys(("datasets", "jinja2", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn"), "analysis"),
     "accelerate": "train",
     "evaluate": "evaluate",
+    **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
 }
 
 

@@ -1,1 +1,1 @@
-"""Classifying many texts with early exit."""
+"""Running trained models: outside PyTorch, and for many requests."""

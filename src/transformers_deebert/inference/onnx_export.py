@@ -1,0 +1,183 @@
+"""Classifiers with off-ramps as ONNX files."""
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+from transformers import AutoTokenizer, PreTrainedModel
+from transformers.utils import logging
+
+from ..families import find_family_of
+from .onnx_folder import NOTES_FILE, SINGLE_FILE, segment_file
+from .onnx_graph import nest_exits
+from .onnx_segments import export_every_exit, export_segment, exportable
+
+
+logger = logging.get_logger(__name__)
+
+OPSETS = range(18, 24)
+LARGEST_FILE = 2**31 - 1  # bytes that a protocol buffer may have
+
+
+def export_onnx(
+    model_or_checkpoint: PreTrainedModel | str | os.PathLike,
+    folder: str | os.PathLike,
+    single_file: bool = True,
+    segments: bool = True,
+    opset: int = 20,
+    tokenizer: Any = None,
+) -> Path:
+    """
+    Writes a classifier with off-ramps as ONNX files in float32, with its configuration and, from a checkpoint, its
+    tokenizer. `folder` appears whole or not at all.
+
+    - `segment_01.onnx` … `segment_LL.onnx`: a layer and the exit behind it each, for any number of rows and tokens.
+      [`OnnxEarlyExitModel`] runs them, and drops rows that left in between. The first takes `input_ids`,
+      `attention_mask` and, where the family has them, `token_type_ids`, `(rows, width)` and int64; the others take
+      `hidden`, float32 `(rows, width, hidden)`, the `states` that the one before gave, and `attention_mask`. They give
+      `states`, `logits` `(rows, labels)` and `entropy` `(rows,)`, in nats, NaN where a logit is not finite. Each row's
+      first attended token must be in column 0.
+    - `model.onnx`: all layers, and the exits as nested `If`, for one row of any length, padded or not. Takes
+      `input_ids`, `attention_mask`, `token_type_ids` as above, `(1, width)`, and `early_exit_entropy`: thresholds in
+      nats, float32 of shape `(1,)`, or `(L-1,)` with one for each off-ramp; 0 is the full depth. Gives `logits`
+      `(1, labels)` and `exit_layer`, int64 `(1,)`: 1 … L. Layers behind the exit are not computed. Any ONNX Runtime
+      can run it; nothing of this library is needed.
+    - `onnx.json`: the files, their inputs, opset and versions, number of layers, labels.
+
+    The configuration's `off_ramp_temperatures` are part of the graphs; its default thresholds are not.
+
+    Args:
+        model_or_checkpoint (`PreTrainedModel`, `str` or `os.PathLike`):
+            An early-exit classifier, or its folder or repository on the Hub. It stays as it is: a copy is exported.
+        folder (`str` or `os.PathLike`):
+            To write; must not exist, or be empty.
+        single_file (`bool`, *optional*, defaults to `True`): Whether to write `model.onnx`.
+        segments (`bool`, *optional*, defaults to `True`): Whether to write the segments.
+        opset (`int`, *optional*, defaults to 20): Version of the ONNX operators, 18 … 23.
+        tokenizer (`PreTrainedTokenizer`, *optional*): To save beside; by default that of the checkpoint.
+
+    Returns:
+        `Path` of the folder.
+
+    Raises:
+        ValueError: for a model that is no classifier with off-ramps; an opset out of range; a folder that holds
+            files; nothing to write; for `single_file`, a model that does not choose one of several classes, or whose
+            weights exceed the 2 GB that one file can have.
+    """
+    if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
+        raise ValueError(f"`opset` must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}.")
+    if not (single_file or segments):
+        raise ValueError("`single_file` and `segments` are both False: nothing would be written, set one to True.")
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"`folder` ({str(folder)!r}) exists and is not an empty folder: choose another place.")
+    model, own_tokenizer = load(model_or_checkpoint)
+    tokenizer = tokenizer or own_tokenizer
+    if single_file:
+        check_single_file(model)
+    model = exportable(model)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
+        whole = Path(unfinished) / folder.name
+        whole.mkdir()
+        notes = [write_graph(graph, whole / name) for name, graph in make_graphs(model, single_file, segments, opset)]
+        write_notes(model, notes, opset, whole)
+        model.config.to_json_file(whole / "config.json")  # without the code that `save_pretrained` takes along
+        if tokenizer is not None:
+            tokenizer.save_pretrained(whole)
+        if folder.exists():
+            folder.rmdir()
+        whole.rename(folder)
+    return folder
+
+
+def load(model_or_checkpoint: Any) -> tuple[Any, Any]:
+    """The model, and the tokenizer of a checkpoint that has one."""
+    if not isinstance(model_or_checkpoint, (str, os.PathLike)):
+        check_classifier(model_or_checkpoint)
+        return model_or_checkpoint, None
+    model = find_family_of(model_or_checkpoint).classifier.from_pretrained(model_or_checkpoint)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_or_checkpoint, config=model.config)
+    except (OSError, ValueError, TypeError):
+        tokenizer = None
+    # Without a vocabulary transformers makes a tokenizer that knows its special tokens only.
+    if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+        logger.warning("No tokenizer was found beside the checkpoint: add one to the exported folder.")
+        tokenizer = None
+    return model, tokenizer
+
+
+def check_classifier(model: Any) -> None:
+    """Raises `ValueError` for anything but a classifier with off-ramps in PyTorch."""
+    base = getattr(model, "base_model", None)
+    if not isinstance(model, PreTrainedModel) or not hasattr(base, "off_ramps") or base is model:
+        raise ValueError(
+            f"`model_or_checkpoint` must be a classifier with off-ramps (`Dee…ForSequenceClassification`) or name its "
+            f"checkpoint, got a `{type(model).__name__}`: see `from_backbone`."
+        )
+    if next(model.parameters(), None) is None:
+        raise ValueError(f"`model_or_checkpoint` is a `{type(model).__name__}` without weights of its own.")
+
+
+def check_single_file(model: Any) -> None:
+    """Raises `ValueError` for models that cannot be one file with exits by entropy."""
+    config = model.config
+    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+        raise ValueError(
+            f"`single_file` is True, but its exits need a model that chooses one of several classes, this one has "
+            f"num_labels={config.num_labels} and problem_type={config.problem_type!r}: set it to False."
+        )
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if size > LARGEST_FILE:
+        raise ValueError(
+            f"`single_file` is True, but the weights have {size / 2**30:.1f} GB in float32, and one file can have "
+            "2 GB: set it to False."
+        )
+
+
+def make_graphs(model: Any, single_file: bool, segments: bool, opset: int) -> Iterator[tuple[str, onnx.ModelProto]]:
+    """File names and graphs, one at a time."""
+    layers = model.config.num_hidden_layers
+    if segments:
+        for layer in range(1, layers + 1):
+            yield segment_file(layer), export_segment(model, layer, opset)
+    if single_file:
+        yield SINGLE_FILE, nest_exits(export_every_exit(model, opset), layers)
+
+
+def write_graph(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
+    """Writes a graph and returns what is noted of it."""
+    graph.producer_name, graph.producer_version = "transformers-deebert", version("transformers-deebert")
+    onnx.save(graph, path)
+    onnx.checker.check_model(path)
+    return {
+        "file": path.name,
+        "inputs": [value.name for value in graph.graph.input],
+        "outputs": [value.name for value in graph.graph.output],
+        "ir_version": graph.ir_version,
+    }
+
+
+def write_notes(model: Any, files: list[dict[str, Any]], opset: int, folder: Path) -> None:
+    """`onnx.json`: what somebody needs to know who runs the files without this library."""
+    config = model.config
+    notes = {
+        "library": "transformers-deebert",
+        "version": version("transformers-deebert"),
+        "model_type": config.model_type,
+        "opset": opset,
+        "dtype": "float32",
+        "layers": config.num_hidden_layers,
+        "labels": [str(config.id2label[label]) for label in range(config.num_labels)],
+        "max_tokens": model.base_model.max_tokens(),
+        "off_ramp_temperatures": config.off_ramp_temperatures,
+        "segments": [entry for entry in files if entry["file"] != SINGLE_FILE],
+        "single_file": next((entry for entry in files if entry["file"] == SINGLE_FILE), None),
+    }
+    (folder / NOTES_FILE).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,213 @@
+"""What of a classifier becomes an ONNX graph: one layer with its exit, or all of them."""
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import onnx
+import torch
+from torch import nn
+
+from ..models.exit_criteria_deebert import ExitPlan, call_temperatures, entropy
+from ..models.layer_state_deebert import LayerState
+
+
+TOKEN_INPUTS = ("input_ids", "token_type_ids")  # of those a family may know, the ones that a graph takes
+
+
+class LayerSegment(nn.Module):
+    """
+    One layer and the exit behind it: the off-ramp, its temperature applied, or behind the last layer the model's own
+    head. The first segment embeds the tokens as well.
+
+    Args:
+        model (`PreTrainedModel`): An early-exit classifier in eval mode.
+        layer (`int`): 1 … L.
+    """
+
+    def __init__(self, model: Any, layer: int):
+        super().__init__()
+        self.model: Any = model
+        self.layer = layer
+        self.plan = full_plan(model)
+
+    def forward(
+        self, hidden: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """
+        Args:
+            hidden (`torch.Tensor`):
+                `(rows, width, hidden)` states in front of the layer; for layer 1 the `input_ids`, `(rows, width)`.
+            mask (`torch.LongTensor` of shape `(rows, width)`): 1 for attended tokens; column 0 is each row's first.
+            tokens (`torch.LongTensor` of shape `(rows, width)`, *optional*): For layer 1, the `token_type_ids`.
+
+        Returns:
+            `tuple`: the states behind the layer, the exit's logits `(rows, labels)` and their entropy `(rows,)`.
+        """
+        backbone = self.model.base_model
+        if self.layer == 1:
+            hidden = embed_tokens(self.model, mask, {"input_ids": hidden, "token_type_ids": tokens})
+        state = LayerState.begin(hidden, mask)
+        state.layer = self.layer - 1
+        backbone.advance(state)
+        logits = backbone.answer(state, self.plan, self.model.answer_last).logits
+        return state.hidden, logits, safe_entropy(logits)
+
+
+class EveryExit(nn.Module):
+    """
+    The whole classifier, every exit of it.
+
+    Args:
+        model (`PreTrainedModel`): An early-exit classifier in eval mode.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model: Any = model
+        self.plan = full_plan(model)
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, ...]:
+        """`tuple`: logits `(rows, labels)` and entropy `(rows,)` of exit 1, those of exit 2, … those of exit L."""
+        backbone = self.model.base_model
+        mask = attention_mask.ne(0).long()
+        columns = columns_from_first(mask)
+        tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids}
+        inputs = {name: tensor.gather(1, columns) for name, tensor in tokens.items() if tensor is not None}
+        mask = mask.gather(1, columns)
+        state = LayerState.begin(embed_tokens(self.model, mask, inputs), mask)
+        exits: list[torch.Tensor] = []
+        for _ in range(self.model.config.num_hidden_layers):
+            backbone.advance(state)
+            logits = backbone.answer(state, self.plan, self.model.answer_last).logits
+            exits += [logits, safe_entropy(logits)]
+        return tuple(exits)
+
+
+def embed_tokens(model: Any, mask: torch.Tensor, tokens: dict) -> torch.Tensor:
+    """States in front of layer 1, from those of the tokens' tensors that the family knows."""
+    backbone = model.base_model
+    return backbone.embed(mask, **{name: tokens.get(name) for name in backbone.embedding_inputs})
+
+
+def columns_from_first(mask: torch.Tensor) -> torch.Tensor:
+    """As `rotation`, for a width that is not known yet, by which the exporter cannot take remainders."""
+    width = mask.shape[1]
+    columns = torch.arange(width) + mask.argmax(1, keepdim=True)
+    return torch.where(columns < width, columns, columns - width)
+
+
+def full_plan(model: Any) -> ExitPlan:
+    """The plan of a call that asks every exit and lets nobody out."""
+    depth = model.config.num_hidden_layers
+    return ExitPlan(
+        criterion=None,
+        answer_layer=depth,
+        last_layer=depth,
+        all_off_ramps=True,
+        compact=False,
+        temperatures=call_temperatures(model.config, training=False),
+    )
+
+
+def safe_entropy(logits: torch.Tensor) -> torch.Tensor:
+    """
+    `entropy`, NaN for a row with a logit that is not finite. Said in so many words, because runtimes' fast
+    exponentials and maxima may lose the NaN that PyTorch carries along.
+    """
+    finite = (logits.float().abs() <= torch.finfo(torch.float32).max).all(-1)
+    return torch.where(finite, entropy(logits), torch.nan)
+
+
+def exportable(model: Any) -> Any:
+    """A copy in float32, on the CPU, in eval mode, with an attention that can be exported."""
+    model = copy.deepcopy(model).float().cpu().eval().requires_grad_(False)
+    if model.config._attn_implementation not in ("sdpa", "eager"):
+        model.set_attn_implementation("eager")
+    return model
+
+
+def token_inputs(model: Any) -> tuple[str, ...]:
+    """Those of `TOKEN_INPUTS` that the family's embeddings take."""
+    return tuple(name for name in TOKEN_INPUTS if name in model.base_model.embedding_inputs)
+
+
+def export_segment(model: Any, layer: int, opset: int) -> onnx.ModelProto:
+    """
+    One [`LayerSegment`] as an ONNX graph with dynamic rows and width. Inputs: `input_ids`, `attention_mask` and, where
+    the family has them, `token_type_ids` for layer 1; `hidden` and `attention_mask` for the others. Outputs: `states`
+    (but behind the last layer), `logits`, `entropy`.
+    """
+    mask = torch.ones(2, 8, dtype=torch.long)
+    mask[1, 5:] = 0  # padding must not be optimised away
+    names: list[str]
+    if layer == 1:
+        names = ["input_ids", "attention_mask", *token_inputs(model)[1:]]
+        inputs: list[torch.Tensor] = [torch.ones_like(mask), mask, torch.zeros_like(mask)][: len(names)]
+    else:
+        names = ["hidden", "attention_mask"]
+        inputs = [torch.zeros(2, 8, model.config.hidden_size), mask]
+    segment = LayerSegment(model, layer)
+    return export_module(segment, inputs, names, ["states", "logits", "entropy"], {0: "rows", 1: "width"}, opset)
+
+
+def export_every_exit(model: Any, opset: int) -> onnx.ModelProto:
+    """
+    [`EveryExit`] as one ONNX graph for a single row of any length. Inputs: `input_ids`, `attention_mask` and, where
+    the family has them, `token_type_ids`. Outputs: `logits_1`, `entropy_1`, … `logits_L`, `entropy_L`.
+    """
+    mask = torch.ones(1, 8, dtype=torch.long)
+    mask[:, 5:] = 0
+    inputs_of = {"input_ids": torch.ones_like(mask), "token_type_ids": torch.zeros_like(mask)}
+    names = ["input_ids", "attention_mask", *token_inputs(model)[1:]]
+    inputs = [inputs_of.get(name, mask) for name in names]
+    layers = range(1, model.config.num_hidden_layers + 1)
+    outputs = [f"{kind}_{layer}" for layer in layers for kind in ("logits", "entropy")]
+    return export_module(EveryExit(model), inputs, names, outputs, {1: "width"}, opset)
+
+
+def export_module(
+    module: nn.Module,
+    inputs: list[torch.Tensor],
+    input_names: list[str],
+    output_names: list[str],
+    dynamic: dict[int, str],
+    opset: int,
+) -> onnx.ModelProto:
+    """Exports a module all of whose inputs have the same dynamic axes, and leaves out the notes of where it ran."""
+    with torch.no_grad(), quiet_exporter():
+        program = torch.onnx.export(
+            module,
+            tuple(inputs),
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_shapes=tuple(dynamic for _ in inputs),
+            dynamo=True,
+            opset_version=opset,
+            verbose=False,
+        )
+    assert program is not None  # which it is only without `dynamo`
+    model = program.model_proto
+    for node in model.graph.node:
+        node.ClearField("metadata_props")  # stack traces, with the paths of this machine
+        node.ClearField("doc_string")
+    return model
+
+
+@contextlib.contextmanager
+def quiet_exporter() -> Iterator[None]:
+    """Without the exporter's notes about torchvision, and about axes that it names alike."""
+    registration = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = registration.level
+    registration.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        registration.setLevel(level)
