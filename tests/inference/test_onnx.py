@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -106,7 +107,8 @@ def check_single(path, batch, thresholds, expected):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_give_the_answers_of_pytorch(name, tmp_path):
-    reference = make_model(name, num_layers=3)
+    # ModernBERT's layers take turns: there an even number of them.
+    reference = make_model(name, num_layers=NUM_LAYERS if name == "modernbert" else 3)
     folder = export_onnx(reference, tmp_path / name)
     model = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
     batch = make_batch(name)
@@ -254,18 +256,13 @@ for ids, thresholds in json.load(sys.stdin):
 """
 
 
-def test_bare_runtime_takes_the_exits_of_the_single_file(folder, case):
-    reference, batch, thresholds, expected = case
+def check_elsewhere(command, case):
+    """Another process takes the exits of the single file, at several settings."""
+    reference, batch, thresholds, _ = case
     rows = [batch["input_ids"][row, :length].tolist() for row, length in enumerate(LENGTHS)]
     settings = [thresholds, [0.0], [2.0], [0.0, *thresholds[1:]]]
-    given = [(ids, setting) for setting in settings for ids in rows]
-    done = subprocess.run(
-        [sys.executable, "-c", BARE, str(folder / "model.onnx")],
-        input=json.dumps(given),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    given = json.dumps([(ids, setting) for setting in settings for ids in rows])
+    done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     wanted = [
         reference(**batch, early_exit_entropy=setting if len(setting) > 1 else setting[0]) for setting in settings
@@ -274,6 +271,17 @@ def test_bare_runtime_takes_the_exits_of_the_single_file(folder, case):
     torch.testing.assert_close(
         torch.tensor([logits for logits, _ in answers]), torch.cat([each.logits for each in wanted]), **CLOSE
     )
+
+
+def test_bare_runtime_takes_the_exits_of_the_single_file(folder, case):
+    check_elsewhere([sys.executable, "-c", BARE, str(folder / "model.onnx")], case)
+
+
+def test_node_takes_the_exits_of_the_single_file(folder, case):
+    node = shutil.which("node")
+    if node is None or subprocess.run([node, "-e", "require('onnxruntime-node')"], capture_output=True).returncode:
+        pytest.skip("needs Node.js with onnxruntime-node (NODE_PATH)")
+    check_elsewhere([node, str(Path(__file__).with_name("onnx_exit.mjs")), str(folder / "model.onnx")], case)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
