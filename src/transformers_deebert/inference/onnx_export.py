@@ -77,7 +77,7 @@ def export_onnx(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"`folder` ({str(folder)!r}) exists and is not an empty folder: choose another place.")
     model, own_tokenizer = load(model_or_checkpoint)
-    tokenizer = tokenizer or own_tokenizer
+    tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if single_file:
         check_single_file(model)
     model = exportable(model)

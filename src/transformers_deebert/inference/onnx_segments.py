@@ -11,7 +11,7 @@ import onnx
 import torch
 from torch import nn
 
-from ..models.exit_criteria_deebert import ExitPlan, call_temperatures, entropy
+from ..models.exit_criteria_deebert import ExitPlan, call_temperatures, negative_entropy
 from ..models.layer_state_deebert import LayerState
 
 
@@ -54,7 +54,7 @@ class LayerSegment(nn.Module):
         state.layer = self.layer - 1
         backbone.advance(state)
         logits = backbone.answer(state, self.plan, self.model.answer_last).logits
-        return state.hidden, logits, safe_entropy(logits)
+        return state.hidden, logits, exported_entropy(logits)
 
 
 class EveryExit(nn.Module):
@@ -85,7 +85,7 @@ class EveryExit(nn.Module):
         for _ in range(self.model.config.num_hidden_layers):
             backbone.advance(state)
             logits = backbone.answer(state, self.plan, self.model.answer_last).logits
-            exits += [logits, safe_entropy(logits)]
+            exits += [logits, exported_entropy(logits)]
         return tuple(exits)
 
 
@@ -115,13 +115,13 @@ def full_plan(model: Any) -> ExitPlan:
     )
 
 
-def safe_entropy(logits: torch.Tensor) -> torch.Tensor:
+def exported_entropy(logits: torch.Tensor) -> torch.Tensor:
     """
-    `entropy`, NaN for a row with a logit that is not finite. Said in so many words, because runtimes' fast
-    exponentials and maxima may lose the NaN that PyTorch carries along.
+    `entropy`. ONNX says that comparing with NaN is false, but not what the larger one of 0 and NaN is: this way the
+    entropy of logits that are not finite is NaN with every runtime.
     """
-    finite = (logits.float().abs() <= torch.finfo(torch.float32).max).all(-1)
-    return torch.where(finite, entropy(logits), torch.nan)
+    negative = negative_entropy(logits)
+    return torch.where(negative > 0, 0.0, -negative)
 
 
 def exportable(model: Any) -> Any:
