@@ -28,11 +28,9 @@ from transformers_deebert import OnnxEarlyExitModel, collect_exits, export_onnx
 from transformers_deebert.cli import main
 
 
-# Exporting takes seconds a layer: these ways through the layers are always tested, those that are alike with the slow.
+# Exporting takes seconds a layer: BERT and the family least like it are always tested, the others with the slow.
 FAMILIES = [
-    pytest.param(name, marks=() if name in ("deberta-v2", "modernbert") else pytest.mark.slow)
-    for name in ENCODERS
-    if name != "bert"
+    pytest.param(name, marks=() if name == "deberta-v2" else pytest.mark.slow) for name in ENCODERS if name != "bert"
 ]
 TEMPERATURES = [1.5, 0.5, 2.0]
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
