@@ -21,7 +21,7 @@ import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, pipeline
 
 from transformers_deebert import EarlyExitPredictor, describe_machine, stock_model
-from transformers_deebert.analysis.timing import _without_layers
+from transformers_deebert.analysis.timing import without_layers
 
 
 def read(path, rows):
@@ -81,7 +81,7 @@ def main():
     def pipe_over(items):
         return lambda: pipe(items, batch_size=args.batch_size, truncation=True, max_length=args.max_length)
 
-    bare = _without_layers(stock)
+    bare = without_layers(stock)
     stocks = {
         "stock pipeline": pipe_over(texts),
         "stock pipeline, sorted": pipe_over([texts[row] for row in order]),

@@ -78,7 +78,7 @@ def test_figures_equal_the_hand_count(clock):
 
 
 def test_against_a_stock_model_every_saved_layer_is_saved_time(clock, monkeypatch):
-    monkeypatch.setattr(timing, "_without_layers", lambda stock: StockModel(clock, layers=0))
+    monkeypatch.setattr(timing, "without_layers", lambda stock: StockModel(clock, layers=0))
     rows = [{"input_ids": [layer, 7]} for layer in (1, 2, 3, 4)]
     (figure,) = time_thresholds(CountingModel(clock, []), rows, [0.3], stock_model=StockModel(clock))
     assert figure.stock_seconds == 36
@@ -144,9 +144,9 @@ def test_models_run_each_on_its_own_rows(clock):
     assert seconds == [(3 + 7, 3 + 7), (5 + 5, 5 + 5)]
 
 
-def test_the_stock_class_of_every_family_runs_without_layers(family):
+def test_the_stock_class_of_every_family_runswithout_layers(family):
     stock = stock_model(make_model(family))
-    empty = timing._without_layers(stock).eval()
+    empty = timing.without_layers(stock).eval()
     ran = {stock: [], empty: []}
     for model, names in ran.items():
         for name, module in model.base_model.named_modules():
@@ -159,12 +159,12 @@ def test_the_stock_class_of_every_family_runs_without_layers(family):
     assert stock.config.num_hidden_layers == 4
 
 
-def test_the_stock_class_without_layers_has_none():
+def test_the_stock_classwithout_layers_has_none():
     config = BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=37, num_labels=3
     )
     stock = BertForSequenceClassification(config)
-    empty = timing._without_layers(stock).eval()
+    empty = timing.without_layers(stock).eval()
     assert len(empty.bert.encoder.layer) == 0
     assert stock.config.num_hidden_layers == 2
     assert empty(input_ids=torch.tensor([[1, 2, 3]])).logits.shape == (1, 3)

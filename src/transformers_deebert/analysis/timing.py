@@ -142,7 +142,7 @@ def time_thresholds(
     if stock_model is None:
         contenders.append((model, rows, _keywords(0.0)))
     else:
-        contenders += [(stock_model, rows, {})] * 2 + [(_without_layers(stock_model), rows, {})]
+        contenders += [(stock_model, rows, {})] * 2 + [(without_layers(stock_model), rows, {})]
     seconds = time_models(contenders, batch_size=batch_size, repeats=repeats, collate=collate, warm_up=warm_up)
 
     medians = [statistics.median(values) for values in seconds]
@@ -352,7 +352,7 @@ def _keywords(threshold: float | tuple[float, ...]) -> dict[str, Any]:
     }
 
 
-def _without_layers(stock_model: PreTrainedModel) -> PreTrainedModel:
+def without_layers(stock_model: PreTrainedModel) -> PreTrainedModel:
     """The stock class with embeddings and head alone; its weights do not matter to the clock."""
     config = copy.deepcopy(stock_model.config)
     config.num_hidden_layers = 1  # ModernBERT cannot be made with none
