@@ -169,6 +169,9 @@ def test_the_report_is_about_the_model_that_was_made(place, tmp_path):
     config = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config
     assert numbers["choice"]["threshold"] == config.early_exit_entropy
     assert numbers["choice"]["temperatures"] == config.off_ramp_temperatures
+    kept = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert kept["off_ramp_temperatures"] == config.off_ramp_temperatures
+    assert len(kept["trade_off"]) > 1
     assert numbers["rows"] == 120  # of the 300 for training, which is the split that is taken
 
 

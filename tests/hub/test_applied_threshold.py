@@ -109,6 +109,21 @@ def test_a_choice_that_was_kept_as_json(tmp_path, table):
     assert "divided by its temperature: 2, 1.5, 1" in (tmp_path / "README.md").read_text()
 
 
+def test_a_trade_off_of_other_temperatures_is_not_told_any_more(tmp_path, table):
+    make_model().save_pretrained(tmp_path)
+    rows = [
+        {"threshold": 0.1, "score": 0.9, "layer_saving": 0.2},
+        {"threshold": 0.3, "score": 0.8, "layer_saving": 0.4},
+    ]
+    numbers = {"metric": "accuracy", "full_depth": 0.9, "layer_scores": [0.1, 0.2, 0.3, 0.9], "trade_off": rows}
+    write_model_card(tmp_path, numbers)
+    apply_threshold(tmp_path, pick_threshold(table, target_saving=0.3))
+    assert json.loads((tmp_path / "numbers.json").read_text())["trade_off"] == rows
+    apply_threshold(tmp_path, pick_threshold(table.with_temperatures([2.0, 1.5, 1.0]), target_saving=0.3))
+    assert "trade_off" not in json.loads((tmp_path / "numbers.json").read_text())
+    assert not (tmp_path / "trade_off.png").exists()
+
+
 def test_a_card_that_cannot_be_written_changes_nothing(tmp_path, table):
     make_model().save_pretrained(tmp_path)
     (tmp_path / "README.md").mkdir()

@@ -73,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
         train, held_out = read_halves(options, model, tokenizer)
         note(f"trains {len(model.base_model.off_ramps)} off-ramps on {len(train):,} rows.")
         trainer = train_off_ramps(model, tokenizer, train, options)
+        trainer.save_model(str(output))  # before anything else can fail
     finally:
         if not any(output.iterdir()):  # nothing has come of it
             output.rmdir()
@@ -80,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
     if options.target_saving is None and options.max_score_drop is None:
         options.max_score_drop = 0.01
     choice, chosen_on, read_on = pick(table, options)
-    trainer.save_model(str(output))
+    # The card tells of the model that is written, temperatures and all.
+    table = table.with_temperatures(choice.temperatures if choice.met else None)
     write_model_card(output, card_numbers(trainer, table))
     if choice.met:
         apply_threshold(output, choice)
@@ -186,4 +188,5 @@ def card_numbers(trainer: Any, table: Any) -> dict[str, Any]:
         "full_depth": scores[-1],
         "layer_scores": scores,
         "trade_off": trade_off_numbers(table, None, "accuracy")["trade_off"],
+        "off_ramp_temperatures": None if table.temperatures is None else list(table.temperatures),
     }

@@ -38,8 +38,11 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     if config.get("model_type") not in {family.config.model_type for family in FAMILIES}:
         raise ValueError(f"`model` ({str(folder)!r}) holds no early-exit checkpoint: save the model there first.")
     labels = len(config["id2label"]) if "id2label" in config else 2
+    before = config.get("off_ramp_temperatures")
     config |= settings_of(choice, int(config.get("num_hidden_layers") or config["n_layers"]), labels)
     numbers = dict(read_numbers(stored)) if stored.is_file() else {}
+    if numbers.get("off_ramp_temperatures", before) != plain(choice.temperatures):
+        numbers.pop("trade_off", None)  # its thresholds are about other temperatures
     if "layer_scores" not in numbers:  # nothing but an earlier choice, if anything
         numbers |= {"metric": choice.metric, "full_depth": choice.full_score, "rows_scored": choice.rows}
     numbers["threshold_choice"] = choice.to_dict()
