@@ -28,6 +28,7 @@ from pathlib import Path
 
 import glue_report
 import numpy as np
+from accelerate import PartialState
 from glue_tasks import GlueTask, get_score, get_task, load_data, write_submission
 from glue_training import (
     default_epochs,
@@ -224,3 +225,4 @@ def main(command: list[str] | None = None) -> None:
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # else an exit may abort: gloo's threads still run

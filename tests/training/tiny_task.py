@@ -6,6 +6,7 @@ import json
 import os
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerCallback, set_seed
 
 from transformers_deebert import (
@@ -123,3 +124,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    PartialState().destroy_process_group()  # else an exit may abort: gloo's threads still run
