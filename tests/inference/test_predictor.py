@@ -21,7 +21,7 @@ from conftest import (
     spread_thresholds,
 )
 from datasets import Dataset
-from predictor_task import make_rows
+from predictor_task import SIZES, make_rows
 from test_pipeline import WORDS
 from transformers import BertTokenizer, pipeline
 
@@ -621,18 +621,49 @@ def test_bad_predictors(case, tokenizer):
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_rows(tmp_path):
-    """Both get all answers in order, and both raise what goes wrong in one of them."""
+@pytest.mark.parametrize(
+    ("processes", "device"),
+    [
+        (2, "cpu"),
+        (3, "cpu"),
+        pytest.param(
+            2, "any", marks=pytest.mark.xfail(reason="without a GPU each process runs all rows", raises=AssertionError)
+        ),
+    ],
+)
+def test_processes_share_the_rows(tmp_path, processes, device):
+    """All get all answers in order, however few rows there are, and all raise what goes wrong in one of them."""
     here = Path(__file__).parent
     folders = os.pathsep.join([str(here), str(here.parent), os.environ.get("PYTHONPATH", "")])
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", here / "predictor_task.py", tmp_path],
+        [*launch, here / "predictor_task.py", tmp_path, device],
         env={**os.environ, "PYTHONPATH": folders},
         check=True,
+        timeout=300,
     )
-    expected = alone(make_model(off_ramp_pooling="mean"), make_rows(), early_exit_entropy=0.6)
-    for rank in (0, 1):
-        seen = torch.load(tmp_path / f"seen-by-{rank}")
-        torch.testing.assert_close(seen["logits"], expected[0], atol=1e-4, rtol=1e-4)
-        assert seen["exit_layers"].tolist() == expected[1].tolist()
-        assert seen["message"].startswith("Sample 30 of the input")
+    model = make_model(off_ramp_pooling="mean")
+    logits, exit_layers = alone(model, make_rows(), early_exit_entropy=0.6)
+    assert len(exit_layers.unique()) >= 3
+    seen = [torch.load(tmp_path / f"seen-by-{rank}") for rank in range(processes)]
+    for one in seen:
+        for place, size in enumerate(SIZES):
+            assert one["logits"][place].shape == (size, 3)
+            torch.testing.assert_close(one["logits"][place], logits[:size], atol=1e-4, rtol=1e-4)
+            assert one["exit_layers"][place].tolist() == exit_layers[:size].tolist()
+            assert one["labels"][place] == [
+                model.config.id2label[label] for label in logits[:size].argmax(-1).tolist()
+            ]
+        assert one["bad"].startswith("ValueError: Sample 30 of the input")
+        assert one["all bad"].startswith("ValueError: Sample 0 of the input")
+        assert one["unreadable"] == (
+            f"RuntimeError: Process {processes - 1} could not read its share of `items`: OSError: the disk is gone"
+        )
+        assert one["endless"].startswith(f"ValueError: `items` is a `list_iterator`, which {processes} processes")
+        assert one["failed"] == [30]
+        assert one["others"].tolist() == [*exit_layers[:30].tolist(), 0, *exit_layers[31:].tolist()]
+    # Every row ran in one process alone.
+    everything = torch.cat([exit_layers[:size] for size in SIZES])
+    counts = torch.tensor([one["counts"] for one in seen])
+    assert counts.sum(0).tolist() == everything.bincount(minlength=NUM_LAYERS + 1)[1:].tolist()
+    assert (counts.sum(1) >= 37 // processes).all()
