@@ -11,6 +11,7 @@ one JSON object a line with `text`.
 """
 
 import argparse
+import gc
 import json
 import statistics
 
@@ -88,6 +89,7 @@ def main():
     early = f"ours, S = {threshold:g}" if isinstance(threshold, float) else "ours, S by layer"
 
     layers = [int(model(**row, early_exit_entropy=threshold).exit_layers) for row in rows]
+    gc.freeze()  # each rotation begins with a collection, which need not look at the libraries
     milliseconds = {name: [] for name in (STOCK, CONTROL, FULL, early)}  # for each row, those of its calls
     for number, row in enumerate(rows):
         contenders = {
