@@ -334,6 +334,7 @@ def test_two_processes_share_the_rows(tmp_path):
         check=True,
     )
     alone = collect_exits(make_model(off_ramp_pooling="mean"), make_rows(), collate, progress=False)
+    assert len(list((tmp_path / "exits").glob("*-of-00002.arrow"))) == 2
     for rank in (0, 1):
         table = ExitTable.load(f"{tmp_path / 'exits'}-seen-by-{rank}")
         np.testing.assert_allclose(table.logits, alone.logits, atol=1e-5, rtol=1e-5)

@@ -623,13 +623,7 @@ def test_bad_predictors(case, tokenizer):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "device"),
-    [
-        (2, "cpu"),
-        (3, "cpu"),
-        pytest.param(
-            2, "any", marks=pytest.mark.xfail(reason="without a GPU each process runs all rows", raises=AssertionError)
-        ),
-    ],
+    [(2, "any"), (3, "cpu")],
 )
 def test_processes_share_the_rows(tmp_path, processes, device):
     """All get all answers in order, however few rows there are, and all raise what goes wrong in one of them."""

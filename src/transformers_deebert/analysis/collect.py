@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from ..processes import shared_state
 from .decisions import check_labels
 from .exit_table import ARROW_FILE, ExitTable, remove_table, table_files, write_facts
 from .row_windows import run_windows, token_count, write_windows
@@ -68,7 +68,8 @@ def collect_exits(
     loader = isinstance(dataset, torch.utils.data.DataLoader)
     if not loader and len(dataset) == 0:
         raise ValueError("`dataset` has no rows: give labelled ones.")
-    rank, world, wait = _processes()
+    state = shared_state()
+    rank, world = (0, 1) if state is None else (state.process_index, state.num_processes)
     if world > 1 and (output_dir is None or loader):
         raise ValueError(
             f"With {world} processes `output_dir` must name a folder that all of them see, and `dataset` must be "
@@ -100,12 +101,14 @@ def collect_exits(
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_table(folder)
                 write_facts(folder, config.num_hidden_layers, names, getattr(config, "off_ramp_temperatures", None))
-            wait()
+            if state is not None:
+                state.wait_for_everyone()
             name = ARROW_FILE if world == 1 else f"exits-{rank:05d}-of-{world:05d}.arrow"
             known = labelled(windows, config.num_labels)
             if (first := next(known, None)) is not None:
                 write_windows(folder / name, itertools.chain([first], known))
-            wait()
+            if state is not None:
+                state.wait_for_everyone()
             if not table_files(folder):
                 raise ValueError("`dataset` has no labelled rows (all labels are -100): give labelled ones.")
             table = ExitTable.load(folder)
@@ -156,13 +159,3 @@ def _run_batches(model: Any, loader: Any, progress: str | None) -> Iterator[dict
         seen += rows
     if not seen:
         raise ValueError("`dataset` has no rows: give labelled ones.")
-
-
-def _processes() -> tuple[int, int, Callable[[], None]]:
-    """This process's number, how many there are, and how to wait for all."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1, lambda: None
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes, state.wait_for_everyone

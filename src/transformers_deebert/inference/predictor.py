@@ -1,7 +1,6 @@
 """Classifying many texts with early exit, with full batches in all layers."""
 
 import copy
-import os
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
@@ -9,6 +8,7 @@ from numbers import Integral
 from typing import Any
 
 from ..models.exit_criteria_deebert import ExitPlan, make_exit_plan
+from ..processes import shared_state
 from .predictions import Answers, Prediction, Predictions, label_names, predictions_of
 from .prefetch import Prefetch
 from .scheduler import Scheduler
@@ -133,7 +133,8 @@ class EarlyExitPredictor:
             RuntimeError: for a failure of the model; names the samples of its batch.
         """
         settings = self._settings(items, batch_size, early_exit_entropy, exit_layer, text_column, errors)
-        rank, world = processes()
+        state = shared_state()
+        rank, world = (0, 1) if state is None else (state.process_index, state.num_processes)
         size = len(items) if hasattr(items, "__len__") else None
         source: Iterable[tuple[int, Any]] = enumerate(items)
         if world > 1:
@@ -190,7 +191,8 @@ class EarlyExitPredictor:
     def exit_counts(self, reset: bool = False) -> tuple[int, ...]:
         """
         How many rows have left at each layer, 1 … L, since the predictor was made or the counts were reset: a service
-        that watches them notices when its texts change. Other threads may ask.
+        that watches them notices when its texts change. Other threads may ask. Each of several processes counts its
+        own rows.
 
         Args:
             reset (`bool`, *optional*, defaults to `False`): Whether to begin again at 0.
@@ -300,16 +302,6 @@ def progress_bar(total: int | None, shown: bool) -> Any:
     from tqdm.auto import tqdm
 
     return tqdm(total=total, desc="Rows", disable=not shown)
-
-
-def processes() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        return 0, 1
-    from accelerate import PartialState
-
-    state = PartialState()
-    return state.process_index, state.num_processes
 
 
 def gather(parts: Iterable[Answers]) -> Generator[Answers, None, None]:

@@ -1,0 +1,30 @@
+"""Processes that share the work."""
+
+import os
+from typing import Any
+
+import torch
+
+
+def shared_state() -> Any:
+    """
+    The [`~accelerate.PartialState`] of several processes that a launcher (`accelerate launch`, `torchrun`) started
+    together, made now where nobody has; `None` in a process that is alone.
+
+    Raises:
+        ValueError: where accelerate was begun in such a way that each of the processes takes itself for the only one.
+    """
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if world == 1 or "LOCAL_RANK" not in os.environ:
+        return None
+    from accelerate import PartialState
+
+    # Without an accelerator accelerate connects processes only when it is told that they run on the CPU.
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    state = PartialState(cpu=accelerator is None or accelerator.type == "mps")
+    if state.num_processes != world:
+        raise ValueError(
+            f"{world} processes were launched (WORLD_SIZE), but accelerate knows {state.num_processes}, so that each "
+            "would do all the work: on the CPU, make its first state with `PartialState(cpu=True)`."
+        )
+    return state
