@@ -1,6 +1,7 @@
 """ONNX files with the exits inside, against the PyTorch model."""
 
 import json
+import logging
 import math
 import shutil
 import subprocess
@@ -133,8 +134,8 @@ def test_batches_and_widths_that_the_exporter_never_saw(model, case, side, lengt
     check_same(model(**batch), reference(**batch))
 
 
-def test_rows_and_columns_that_left_are_dropped(model, case, monkeypatch):
-    _, batch, thresholds, expected = case
+def spy_on(model, monkeypatch, note):
+    """A list that grows by the note of what every segment is fed."""
     seen = []
 
     class Spy:
@@ -142,10 +143,16 @@ def test_rows_and_columns_that_left_are_dropped(model, case, monkeypatch):
             self.session = session
 
         def run(self, outputs, feeds):
-            seen.append(feeds["attention_mask"].shape)
+            seen.append(note(feeds))
             return self.session.run(outputs, feeds)
 
     monkeypatch.setattr(model.backbone, "sessions", [Spy(session) for session in model.backbone.sessions])
+    return seen
+
+
+def test_rows_and_columns_that_left_are_dropped(model, case, monkeypatch):
+    _, batch, thresholds, expected = case
+    seen = spy_on(model, monkeypatch, lambda feeds: feeds["attention_mask"].shape)
     check_same(model(**batch, early_exit_entropy=thresholds), expected)
     waiting = [int((expected.exit_layers >= layer).sum()) for layer in range(1, NUM_LAYERS + 1)]
     assert [rows for rows, _ in seen] == waiting
@@ -215,7 +222,7 @@ def test_masks_with_holes(model, case):
     check_same(model(**batch, early_exit_entropy=thresholds), reference(**batch, early_exit_entropy=thresholds))
 
 
-def test_exits_are_collected_and_told_by_the_pipeline(model, case, tmp_path):
+def test_exits_are_collected_and_told_by_the_pipeline(model, case, tmp_path, caplog):
     reference, batch, thresholds, _ = case
     rows = [
         {"input_ids": batch["input_ids"][row, :length], "labels": torch.tensor(row % 3)}
@@ -227,12 +234,16 @@ def test_exits_are_collected_and_told_by_the_pipeline(model, case, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"), model_max_length=20)
     texts = [" ".join(f"word{(7 * row + word) % 90 + 5}" for word in range(row % 9 + 1)) for row in range(20)]
+    logging.getLogger("transformers.pipelines.base").addHandler(caplog.handler)
     told = [
         pipeline("text-classification", model=each, tokenizer=tokenizer, batch_size=4)(
             texts, early_exit_entropy=thresholds
         )
         for each in (model, reference)
     ]
+    assert "not supported" not in caplog.text
+    pipeline("text-classification", model=reference.base_model, tokenizer=tokenizer)  # has no head
+    assert "'DeeBertModel' is not supported for text-classification" in caplog.text
     assert len({result["exit_layer"] for result in told[1]}) >= 3
     assert [result["exit_layer"] for result in told[0]] == [result["exit_layer"] for result in told[1]]
     assert [result["score"] for result in told[0]] == pytest.approx([result["score"] for result in told[1]], abs=1e-4)
@@ -288,19 +299,56 @@ def test_single_file_respects_padding(folder, case, side):
     check_single(folder / "model.onnx", make_batch(side=side, width=17), thresholds, expected)
 
 
-def test_single_file_computes_no_layer_behind_the_exit(folder, case, tmp_path):
-    """Nodes of later layers are in the else-branches only, and the profile of a run shows none of them."""
-    _, batch, thresholds, expected = case
+def operators_run(path, feeds_of, tmp_path):
+    """Names of the operators that a run of a file computes, from its profile."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
     options.profile_file_prefix = str(tmp_path / "profile")
-    session = onnxruntime.InferenceSession(folder / "model.onnx", options)
-    row = expected.exit_layers.tolist().index(2)
-    session.run(None, single_feeds(session, batch, row, thresholds))
+    session = onnxruntime.InferenceSession(path, options)
+    session.run(None, feeds_of(session))
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    run = [event["args"]["op_name"] for event in events if event.get("args", {}).get("op_name")]
+    return [event["args"]["op_name"] for event in events if event.get("args", {}).get("op_name")]
+
+
+def test_single_file_computes_no_layer_behind_the_exit(folder, case, tmp_path):
+    """Nodes of later layers are in the else-branches only, and the profile of a run shows none of them."""
+    _, batch, thresholds, expected = case
+    row = expected.exit_layers.tolist().index(2)
+    run = operators_run(folder / "model.onnx", lambda session: single_feeds(session, batch, row, thresholds), tmp_path)
     # One normalisation of the embeddings, and two of each layer.
     assert sum("LayerNormalization" in name for name in run) == 1 + 2 * 2
+
+
+def test_off_ramps_that_nobody_asks_are_not_computed(folder, case, tmp_path):
+    """One entropy, with its logarithm, for each off-ramp that is."""
+    _, batch, _, _ = case
+    for thresholds, asked in (([0.0], 0), ([1e-6], 3), ([0.0, 1e-6, 0.0], 1)):
+        run = operators_run(
+            folder / "model.onnx", lambda session, given=thresholds: single_feeds(session, batch, 0, given), tmp_path
+        )
+        assert sum("LayerNormalization" in name for name in run) == 1 + 2 * NUM_LAYERS
+        assert run.count("LogSoftmax") == asked
+    hidden = np.zeros((2, 5, make_bert().config.hidden_size), np.float32)
+    feeds = {"hidden": hidden, "attention_mask": np.ones((2, 5), np.int64)}
+    for consult in (False, True):
+        given = feeds | {"consult": np.array([consult])}
+        run = operators_run(folder / "segment_02.onnx", lambda session, given=given: given, tmp_path)
+        assert run.count("LogSoftmax") == consult
+
+
+@pytest.mark.parametrize("off_ramp", range(1, NUM_LAYERS))
+def test_segments_are_told_which_exits_are_asked(model, case, monkeypatch, off_ramp):
+    reference, batch, _, _ = case
+    seen = spy_on(model, monkeypatch, lambda feeds: bool(feeds.get("consult", [True])[0]))
+    setting = [1e-6 if layer == off_ramp else 0.0 for layer in range(1, NUM_LAYERS)]
+    model(**batch, early_exit_entropy=setting)
+    assert [layer for layer, asked in enumerate(seen, 1) if asked] == [off_ramp, NUM_LAYERS]
+    seen.clear()
+    model(**batch, exit_layer=off_ramp)
+    assert seen == [False] * (off_ramp - 1) + [True]
+    seen.clear()
+    model(**batch, output_off_ramp_logits=True)
+    assert all(seen)
 
 
 @pytest.mark.parametrize("wrong", [[0.1, 0.2], [0.1] * NUM_LAYERS])
@@ -344,7 +392,13 @@ def test_segments_tell_their_entropy(folder, case):
         session = onnxruntime.InferenceSession(folder / f"segment_0{layer}.onnx")
         tokens = {"input_ids": batch["input_ids"].numpy(), "token_type_ids": np.zeros_like(mask)}
         feeds = {"attention_mask": mask} | (tokens if layer == 1 else {"hidden": state})
+        if layer < NUM_LAYERS:
+            only, *nothing = session.run(["states", "logits", "entropy"], feeds | {"consult": np.array([False])})
+            assert [array.shape for array in nothing] == [(0, 3), (0,)]
+            feeds["consult"] = np.array([True])
         state, logits, entropy = session.run(["states", "logits", "entropy"], feeds)
+        if layer < NUM_LAYERS:
+            np.testing.assert_array_equal(only, state)
         probabilities = answers[layer - 1].double().softmax(-1)
         np.testing.assert_allclose(logits, answers[layer - 1], **CLOSE)
         np.testing.assert_allclose(entropy, -(probabilities * probabilities.log()).sum(-1), **CLOSE)

@@ -40,13 +40,14 @@ def export_onnx(
       [`OnnxEarlyExitModel`] runs them, and drops rows that left in between. The first takes `input_ids`,
       `attention_mask` and, where the family has them, `token_type_ids`, `(rows, width)` and int64; the others take
       `hidden`, float32 `(rows, width, hidden)`, the `states` that the one before gave, and `attention_mask`. They give
-      `states`, `logits` `(rows, labels)` and `entropy` `(rows,)`, in nats, NaN where a logit is not finite. Each row's
-      first attended token must be in column 0.
+      `states`, `logits` `(rows, labels)` and `entropy` `(rows,)`, in nats, NaN where a logit is not finite. All but
+      the last take `consult`, bool `(1,)`: where it is false the exit is not computed, and `logits` and `entropy` are
+      of no rows. Each row's first attended token must be in column 0.
     - `model.onnx`: all layers, and the exits as nested `If`, for one row of any length, padded or not. Takes
       `input_ids`, `attention_mask`, `token_type_ids` as above, `(1, width)`, and `early_exit_entropy`: thresholds in
       nats, float32 of shape `(1,)`, or `(L-1,)` with one for each off-ramp; 0 is the full depth. Gives `logits`
-      `(1, labels)` and `exit_layer`, int64 `(1,)`: 1 … L. Layers behind the exit are not computed. Any ONNX Runtime
-      can run it; nothing of this library is needed.
+      `(1, labels)` and `exit_layer`, int64 `(1,)`: 1 … L. Layers behind the exit are not computed, nor are off-ramps
+      whose threshold is 0. Any ONNX Runtime can run it; nothing of this library is needed.
     - `onnx.json`: the files, their inputs, opset and versions, number of layers, labels.
 
     The configuration's `off_ramp_temperatures` are part of the graphs; its default thresholds are not.

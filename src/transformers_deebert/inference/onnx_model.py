@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,18 @@ from ..models.inputs_deebert import check_labels
 from ..models.layer_state_deebert import LayerState
 from ..models.outputs_deebert import EarlyExitSequenceClassifierOutput
 from .onnx_folder import read_notes
+
+
+@dataclass
+class PlannedState(LayerState):
+    """
+    A [`LayerState`] that knows the plan.
+
+    Args:
+        asked (`frozenset[int]`): The layers, 1 … L, whose exits are asked.
+    """
+
+    asked: frozenset[int] = frozenset()
 
 
 class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
@@ -51,11 +64,12 @@ class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
     def embed(self, mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         return torch.empty(*mask.shape, 0)
 
-    def advance(self, state: LayerState) -> None:
-        """Runs one segment; what its exit says is noted in the state's context."""
+    def advance(self, state: PlannedState) -> None:  # type: ignore[override]
+        """Runs one segment; what its exit says is noted in the state's context, if it is in the plan at all."""
         index = state.layer
         # Tokens that nobody gave are zeros, as in the stock models.
-        tensors = {"hidden": state.hidden, "attention_mask": state.mask, **state.tokens}
+        consult = torch.tensor([index + 1 in state.asked])
+        tensors = {"hidden": state.hidden, "attention_mask": state.mask, "consult": consult, **state.tokens}
         feeds = {
             name: np.ascontiguousarray(tensors[name].numpy() if name in tensors else np.zeros_like(state.mask.numpy()))
             for name in self.inputs[index]
@@ -70,9 +84,13 @@ class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
     def answer(self, state: LayerState, plan: ExitPlan, answer_last: Any) -> ExitCandidate:
         return ExitCandidate(logits=state.context["logits"], pooled=None, memory=state.memory)
 
-    def run_layers(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> dict:
+    def run_layers(
+        self, state: LayerState, plan: ExitPlan, *args: Any, return_dict: bool = True, **kwargs: Any
+    ) -> dict:
+        asked = frozenset(range(1, len(self.sessions) + 1)) if plan.all_off_ramps else plan.stops
+        planned = PlannedState(**vars(state), asked=asked)
         # Without the hooks that collect attentions: there are no modules to hook.
-        return EarlyExitBackbone.run_layers.__wrapped__(self, *args, **kwargs)
+        return EarlyExitBackbone.run_layers.__wrapped__(self, planned, plan, *args, **kwargs)
 
 
 class OnnxEarlyExitModel(PreTrainedModel):

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import logging
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +14,7 @@ from torch import nn
 
 from ..models.exit_criteria_deebert import ExitPlan, call_temperatures, negative_entropy
 from ..models.layer_state_deebert import LayerState
+from .onnx_graph import skip_exit
 
 
 TOKEN_INPUTS = ("input_ids", "token_type_ids")  # of those a family may know, the ones that a graph takes
@@ -125,11 +127,20 @@ def exported_entropy(logits: torch.Tensor) -> torch.Tensor:
 
 
 def exportable(model: Any) -> Any:
-    """A copy in float32, on the CPU, in eval mode, with an attention that can be exported."""
+    """A copy in float32, on the CPU, in eval mode, with the attention that takes the fewest ONNX operators."""
     model = copy.deepcopy(model).float().cpu().eval().requires_grad_(False)
-    if model.config._attn_implementation not in ("sdpa", "eager"):
-        model.set_attn_implementation("eager")
+    model.set_attn_implementation("eager")
+    backbone = model.base_model
+    if "layer_types" not in model.config:  # with them some layers see a window only
+        backbone.mask_arguments = types.MethodType(additive_mask_arguments, backbone)
     return model
+
+
+def additive_mask_arguments(backbone: Any, state: LayerState) -> dict:
+    """As `mask_arguments`, with a mask to add to the scores, `(rows, 1, 1, width)`: a handful of operators."""
+    padding = 1.0 - state.mask[:, None, None].float()
+    mask = padding * torch.finfo(torch.float32).min
+    return {"config": backbone.config, "inputs_embeds": state.hidden, "attention_mask": mask}
 
 
 def token_inputs(model: Any) -> tuple[str, ...]:
@@ -140,8 +151,8 @@ def token_inputs(model: Any) -> tuple[str, ...]:
 def export_segment(model: Any, layer: int, opset: int) -> onnx.ModelProto:
     """
     One [`LayerSegment`] as an ONNX graph with dynamic rows and width. Inputs: `input_ids`, `attention_mask` and, where
-    the family has them, `token_type_ids` for layer 1; `hidden` and `attention_mask` for the others. Outputs: `states`
-    (but behind the last layer), `logits`, `entropy`.
+    the family has them, `token_type_ids` for layer 1; `hidden` and `attention_mask` for the others. Outputs: `states`,
+    `logits`, `entropy`; in front of the last layer with [`skip_exit`].
     """
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, 5:] = 0  # padding must not be optimised away
@@ -153,7 +164,12 @@ def export_segment(model: Any, layer: int, opset: int) -> onnx.ModelProto:
         names = ["hidden", "attention_mask"]
         inputs = [torch.zeros(2, 8, model.config.hidden_size), mask]
     segment = LayerSegment(model, layer)
-    return export_module(segment, inputs, names, ["states", "logits", "entropy"], {0: "rows", 1: "width"}, opset)
+    dynamic = {0: "rows", 1: "width"}
+    if layer == model.config.num_hidden_layers:
+        return export_module(segment, inputs, names, ["states", "logits", "entropy"], dynamic, opset)
+    return skip_exit(
+        export_module(segment, inputs, names, ["states", "asked_logits", "asked_entropy"], dynamic, opset)
+    )
 
 
 def export_every_exit(model: Any, opset: int) -> onnx.ModelProto:

@@ -58,6 +58,11 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
         model = self.model if unwrap is None else unwrap()
         return hasattr(model.base_model, "off_ramps")
 
+    def check_model_type(self, supported_models):
+        """Logs an error for models whose class is not known to classify; one with off-ramps and a head does."""
+        if not self.exits_early or self.model.base_model is self.model:
+            super().check_model_type(supported_models)
+
     def _sanitize_parameters(self, early_exit_entropy=None, exit_layer=None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         settings = {"early_exit_entropy": early_exit_entropy, "exit_layer": exit_layer}
