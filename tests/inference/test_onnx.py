@@ -25,7 +25,7 @@ from conftest import (
 )
 from transformers import BertTokenizer, pipeline
 
-from transformers_deebert import OnnxEarlyExitModel, collect_exits, export_onnx
+from transformers_deebert import OnnxEarlyExitModel, collect_exits, export_onnx, pick_threshold
 from transformers_deebert.cli import main
 
 
@@ -362,6 +362,64 @@ def test_single_file_refuses_other_numbers_of_thresholds_and_more_rows(folder, c
         session.run(None, feeds)
 
 
+# ---- int8
+
+
+@pytest.fixture(scope="module")
+def int8_folder(tmp_path_factory):
+    return export_onnx(make_bert(), tmp_path_factory.mktemp("int8") / "bert", dtype="int8")
+
+
+def all_nodes(graph):
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_nodes(attribute.g)
+
+
+def test_int8_is_for_the_layers_only(folder, int8_folder):
+    assert json.loads((int8_folder / "onnx.json").read_text())["dtype"] == "int8"
+    for path in sorted(int8_folder.glob("*.onnx")):
+        whole, quantised = (list(all_nodes(onnx.load(at / path.name).graph)) for at in (folder, int8_folder))
+        layers = NUM_LAYERS if path.name == "model.onnx" else 1
+        # Query, key, value, what follows attention, and two of the feed-forward.
+        assert sum(node.op_type == "MatMulInteger" for node in quantised) == 6 * layers
+        exits = [[node.op_type for node in nodes].count("Gemm") for nodes in (whole, quantised)]
+        assert exits[0] == exits[1] == 2 * layers
+        assert not onnx.load(path).metadata_props
+
+
+def test_int8_exits(int8_folder, case):
+    """Both forms agree row by row, are near the model in float32, and are not it."""
+    reference, batch, _, _ = case
+    model = OnnxEarlyExitModel.from_pretrained(int8_folder, num_threads=1)
+    rows = [
+        {name: tensor[row : row + 1, :length] for name, tensor in batch.items()} for row, length in enumerate(LENGTHS)
+    ]
+    table = collect_exits(
+        model,
+        [{"input_ids": row["input_ids"][0], "labels": torch.tensor(0)} for row in rows],
+        batch_size=1,
+        progress=False,
+    )
+    wanted = torch.stack(reference(**batch, output_off_ramp_logits=True).off_ramp_logits, 1)
+    difference = np.abs(table.logits - wanted.numpy())
+    assert 0.001 < difference.mean() < 0.1
+    thresholds = [float(entropy) for entropy in np.median(table.entropies[:, :-1], axis=0) + 1e-5]
+    answers = [model(**row, early_exit_entropy=thresholds) for row in rows]
+    layers = torch.cat([answer.exit_layers for answer in answers])
+    assert len(layers.unique()) >= 3
+    assert layers.tolist() == table.exits_at(thresholds)[0].tolist()
+    session = onnxruntime.InferenceSession(int8_folder / "model.onnx")
+    for row, (answer, given) in enumerate(zip(answers, rows, strict=True)):
+        logits, layer = session.run(["logits", "exit_layer"], single_feeds(session, given, 0, thresholds))
+        assert layer.tolist() == answer.exit_layers.tolist(), row
+        np.testing.assert_allclose(logits, answer.logits, **CLOSE)
+    choice = pick_threshold(table, target_saving=0.3)
+    assert choice.met
+
+
 # ---- what is written
 
 
@@ -439,7 +497,9 @@ def test_command_line_and_tokenizer(tmp_path, capsys):
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(5, 100))]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
-    assert main(["export", str(tmp_path / "model"), str(tmp_path / "out"), "--no-segments"]) == 0
+    out = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--no-segments"]
+    assert main([*out, "--dtype", "int8"]) == 0
+    assert json.loads((tmp_path / "out" / "onnx.json").read_text())["dtype"] == "int8"
     assert "model.onnx" in capsys.readouterr().out
     assert {"model.onnx", "tokenizer.json", "config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "out")]) == 2
@@ -500,6 +560,9 @@ def test_calls(model, arguments, message):
     [
         ({"opset": 17}, "`opset`"),
         ({"opset": "20"}, "`opset`"),
+        ({"dtype": "int4"}, "`dtype` must be 'float32' or 'int8', got 'int4'"),
+        ({"dtype": None}, "`dtype`"),
+        ({"dtype": torch.int8}, "`dtype`"),
         ({"single_file": False, "segments": False}, "nothing would be written"),
     ],
 )

@@ -20,6 +20,13 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--no-single-file", action="store_true", help="write the segments only")
     parser.add_argument("--no-segments", action="store_true", help="write model.onnx only")
     parser.add_argument("--opset", type=int, default=20, help="version of the ONNX operators (%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "int8"),
+        default="float32",
+        help="int8: layers in 8-bit integers; their entropies differ, so the threshold has to be chosen again "
+        "(%(default)s)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit of CHECKPOINT")
     parser.set_defaults(run=run)
 
@@ -35,6 +42,7 @@ def run(options: argparse.Namespace) -> int:
         segments=not options.no_segments,
         opset=options.opset,
         tokenizer=tokenizer,
+        dtype=options.dtype,
     )
     size = sum(path.stat().st_size for path in Path(folder).glob("*.onnx"))
     names = ", ".join(sorted(path.name for path in Path(folder).glob("*.onnx")))

@@ -14,13 +14,15 @@ from transformers.utils import logging
 
 from ..families import find_family_of
 from .onnx_folder import NOTES_FILE, SINGLE_FILE, segment_file
-from .onnx_graph import nest_exits
+from .onnx_graph import nest_exits, skip_exit
+from .onnx_int8 import quantize_layers
 from .onnx_segments import export_every_exit, export_segment, exportable
 
 
 logger = logging.get_logger(__name__)
 
 OPSETS = range(18, 24)
+DTYPES = ("float32", "int8")
 LARGEST_FILE = 2**31 - 1  # bytes that a protocol buffer may have
 
 
@@ -31,9 +33,10 @@ def export_onnx(
     segments: bool = True,
     opset: int = 20,
     tokenizer: Any = None,
+    dtype: str = "float32",
 ) -> Path:
     """
-    Writes a classifier with off-ramps as ONNX files in float32, with its configuration and, from a checkpoint, its
+    Writes a classifier with off-ramps as ONNX files, with its configuration and, from a checkpoint, its
     tokenizer. `folder` appears whole or not at all.
 
     - `segment_01.onnx` … `segment_LL.onnx`: a layer and the exit behind it each, for any number of rows and tokens.
@@ -61,17 +64,25 @@ def export_onnx(
         segments (`bool`, *optional*, defaults to `True`): Whether to write the segments.
         opset (`int`, *optional*, defaults to 20): Version of the ONNX operators, 18 … 23.
         tokenizer (`PreTrainedTokenizer`, *optional*): To save beside; by default that of the checkpoint.
+        dtype (`str`, *optional*, defaults to `"float32"`):
+            `"int8"`: the layers' weights are 8-bit integers, one scale for each output channel, and states become so
+            where they meet them (ONNX Runtime's dynamic quantisation); embeddings, off-ramps and head stay in float32.
+            States, and so entropies, are other ones then: choose the threshold again, by [`collect_exits`] of the
+            [`OnnxEarlyExitModel`] (`batch_size=1`) and [`pick_threshold`]. The states of a batch share their scales,
+            so a row's entropy depends a little on its batch mates.
 
     Returns:
         `Path` of the folder.
 
     Raises:
-        ValueError: for a model that is no classifier with off-ramps; an opset out of range; a folder that holds
-            files; nothing to write; for `single_file`, a model that does not choose one of several classes, or whose
-            weights exceed the 2 GB that one file can have.
+        ValueError: for a model that is no classifier with off-ramps; an opset out of range; another dtype; a folder
+            that holds files; nothing to write; for `single_file`, a model that does not choose one of several classes,
+            or whose weights exceed the 2 GB that one file can have.
     """
     if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
         raise ValueError(f"`opset` must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}.")
+    if dtype not in DTYPES:
+        raise ValueError(f"`dtype` must be {' or '.join(repr(name) for name in DTYPES)}, got {dtype!r}.")
     if not (single_file or segments):
         raise ValueError("`single_file` and `segments` are both False: nothing would be written, set one to True.")
     folder = Path(folder).absolute()
@@ -86,8 +97,9 @@ def export_onnx(
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
         whole = Path(unfinished) / folder.name
         whole.mkdir()
-        notes = [write_graph(graph, whole / name) for name, graph in make_graphs(model, single_file, segments, opset)]
-        write_notes(model, notes, opset, whole)
+        graphs = make_graphs(model, single_file, segments, opset, dtype)
+        notes = [write_graph(graph, whole / name) for name, graph in graphs]
+        write_notes(model, notes, opset, dtype, whole)
         model.config.to_json_file(whole / "config.json")  # without the code that `save_pretrained` takes along
         if tokenizer is not None:
             tokenizer.save_pretrained(whole)
@@ -142,14 +154,18 @@ def check_single_file(model: Any) -> None:
         )
 
 
-def make_graphs(model: Any, single_file: bool, segments: bool, opset: int) -> Iterator[tuple[str, onnx.ModelProto]]:
+def make_graphs(
+    model: Any, single_file: bool, segments: bool, opset: int, dtype: str
+) -> Iterator[tuple[str, onnx.ModelProto]]:
     """File names and graphs, one at a time."""
     layers = model.config.num_hidden_layers
+    finish = quantize_layers if dtype == "int8" else lambda flat: flat
     if segments:
         for layer in range(1, layers + 1):
-            yield segment_file(layer), export_segment(model, layer, opset)
+            flat = finish(export_segment(model, layer, opset))
+            yield segment_file(layer), skip_exit(flat) if layer < layers else flat
     if single_file:
-        yield SINGLE_FILE, nest_exits(export_every_exit(model, opset), layers)
+        yield SINGLE_FILE, nest_exits(finish(export_every_exit(model, opset)), layers)
 
 
 def write_graph(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
@@ -165,7 +181,7 @@ def write_graph(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
     }
 
 
-def write_notes(model: Any, files: list[dict[str, Any]], opset: int, folder: Path) -> None:
+def write_notes(model: Any, files: list[dict[str, Any]], opset: int, dtype: str, folder: Path) -> None:
     """`onnx.json`: what somebody needs to know who runs the files without this library."""
     config = model.config
     notes = {
@@ -173,7 +189,7 @@ def write_notes(model: Any, files: list[dict[str, Any]], opset: int, folder: Pat
         "version": version("transformers-deebert"),
         "model_type": config.model_type,
         "opset": opset,
-        "dtype": "float32",
+        "dtype": dtype,
         "layers": config.num_hidden_layers,
         "labels": [str(config.id2label[label]) for label in range(config.num_labels)],
         "max_tokens": model.base_model.max_tokens(),

@@ -14,7 +14,6 @@ from torch import nn
 
 from ..models.exit_criteria_deebert import ExitPlan, call_temperatures, negative_entropy
 from ..models.layer_state_deebert import LayerState
-from .onnx_graph import skip_exit
 
 
 TOKEN_INPUTS = ("input_ids", "token_type_ids")  # of those a family may know, the ones that a graph takes
@@ -75,7 +74,10 @@ class EveryExit(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
-        """`tuple`: logits `(rows, labels)` and entropy `(rows,)` of exit 1, those of exit 2, … those of exit L."""
+        """
+        `tuple`: logits `(rows, labels)` and entropy `(rows,)` of exit 1, those of exit 2, … those of exit L, and the
+        states behind the last layer.
+        """
         backbone = self.model.base_model
         mask = attention_mask.ne(0).long()
         columns = columns_from_first(mask)
@@ -88,7 +90,7 @@ class EveryExit(nn.Module):
             backbone.advance(state)
             logits = backbone.answer(state, self.plan, self.model.answer_last).logits
             exits += [logits, exported_entropy(logits)]
-        return tuple(exits)
+        return *exits, state.hidden
 
 
 def embed_tokens(model: Any, mask: torch.Tensor, tokens: dict) -> torch.Tensor:
@@ -152,7 +154,7 @@ def export_segment(model: Any, layer: int, opset: int) -> onnx.ModelProto:
     """
     One [`LayerSegment`] as an ONNX graph with dynamic rows and width. Inputs: `input_ids`, `attention_mask` and, where
     the family has them, `token_type_ids` for layer 1; `hidden` and `attention_mask` for the others. Outputs: `states`,
-    `logits`, `entropy`; in front of the last layer with [`skip_exit`].
+    `logits`, `entropy`, which in front of the last layer [`skip_exit`] shall see to: `asked_logits`, `asked_entropy`.
     """
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, 5:] = 0  # padding must not be optimised away
@@ -164,18 +166,15 @@ def export_segment(model: Any, layer: int, opset: int) -> onnx.ModelProto:
         names = ["hidden", "attention_mask"]
         inputs = [torch.zeros(2, 8, model.config.hidden_size), mask]
     segment = LayerSegment(model, layer)
-    dynamic = {0: "rows", 1: "width"}
-    if layer == model.config.num_hidden_layers:
-        return export_module(segment, inputs, names, ["states", "logits", "entropy"], dynamic, opset)
-    return skip_exit(
-        export_module(segment, inputs, names, ["states", "asked_logits", "asked_entropy"], dynamic, opset)
-    )
+    asked = "asked_" if layer < model.config.num_hidden_layers else ""
+    outputs = ["states", f"{asked}logits", f"{asked}entropy"]
+    return export_module(segment, inputs, names, outputs, {0: "rows", 1: "width"}, opset)
 
 
 def export_every_exit(model: Any, opset: int) -> onnx.ModelProto:
     """
     [`EveryExit`] as one ONNX graph for a single row of any length. Inputs: `input_ids`, `attention_mask` and, where
-    the family has them, `token_type_ids`. Outputs: `logits_1`, `entropy_1`, … `logits_L`, `entropy_L`.
+    the family has them, `token_type_ids`. Outputs: `logits_1`, `entropy_1`, … `logits_L`, `entropy_L`, `states`.
     """
     mask = torch.ones(1, 8, dtype=torch.long)
     mask[:, 5:] = 0
@@ -184,7 +183,7 @@ def export_every_exit(model: Any, opset: int) -> onnx.ModelProto:
     inputs = [inputs_of.get(name, mask) for name in names]
     layers = range(1, model.config.num_hidden_layers + 1)
     outputs = [f"{kind}_{layer}" for layer in layers for kind in ("logits", "entropy")]
-    return export_module(EveryExit(model), inputs, names, outputs, {1: "width"}, opset)
+    return export_module(EveryExit(model), inputs, names, [*outputs, "states"], {1: "width"}, opset)
 
 
 def export_module(
