@@ -1,0 +1,109 @@
+"""
+Early exit against everything that one would take instead, in one process.
+
+    python benchmarks/compare.py --parts text [--model quickstart-output] [--file ROWS.jsonl]
+    python benchmarks/compare.py --parts shapes [--shapes minilm base] [--lengths 16 32 64 128]
+    python benchmarks/compare.py --table benchmarks/results/compare.json
+
+Part `text` measures a trained model on text that it has not seen, with its accuracy: by default the model that
+`make quickstart` leaves, on its own validation and test sentences. Part `shapes` measures time alone, of random
+weights. Contenders: the stock class in PyTorch eager (twice, as control), compiled, in the pipeline and in ONNX
+Runtime, in float32 and int8; fixed depths; and early exit in PyTorch, in the predictor, and in both forms of ONNX
+Runtime.
+
+All of a group take turns, round by round, after a warm-up; the first of a round moves on. Times are medians, the
+spread is the interquartile range over the median, and ratios are taken within each round before their median. The
+efficiency is (t0 + r (T - t0)) / t, with T the stock model on the same runtime, t0 the same without its layers, r
+the share of layers that the timed rows run and t the time measured. Where the stock model against itself is more than
+3 % apart, there is no verdict. All have the same number of threads, and those of ONNX Runtime sleep while others run.
+
+Results go to a JSON file, after each group: a run that is killed keeps what it has.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+import transformers
+from comparison import onnx_runtime
+from comparison.markdown import make_tables
+from comparison.real_text import load_subject, run_real_text
+from comparison.results import write
+from comparison.shapes import SHAPES, run_shape
+
+from transformers_deebert.analysis.timing import describe_machine
+
+
+QUICKSTART = Path(__file__).parents[1] / "examples"
+RESULTS = Path(__file__).parent / "results" / "compare.json"
+
+
+def make_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=["text", "shapes"], default=["text", "shapes"])
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", default=str(RESULTS), help="the JSON file")
+    parser.add_argument("--table", metavar="JSON", help="print the tables of a results file, and measure nothing")
+    text = parser.add_argument_group("part text")
+    text.add_argument("--model", default="quickstart-output")
+    text.add_argument("--file", help="rows that the model was not trained on; default: the quickstart's")
+    text.add_argument("--rows", type=int, default=192, help="that are timed")
+    text.add_argument("--seconds", type=float, default=6.0, help="for a contender at a batch size")
+    text.add_argument("--aot", action="store_true", help="AOTInductor too (needs a C++ compiler)")
+    text.add_argument("--no_compile", action="store_true", help="without torch.compile")
+    shapes = parser.add_argument_group("part shapes")
+    shapes.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    shapes.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64, 128])
+    shapes.add_argument("--savings", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.65])
+    shapes.add_argument("--shape_seconds", type=float, default=1.0, help="for a contender of a cell")
+    shapes.add_argument("--longest", type=float, default=4.0, help="seconds of a stock pass; longer ones are left out")
+    return parser
+
+
+def groups(args):
+    """All that were asked for, as they are measured."""
+    if "text" in args.parts:
+        if not onnx_runtime.knows_int8():
+            print("Early exit in int8 is left out: this `export_onnx` has no `dtype`.", flush=True)
+        subject = load_subject(args.model, args.file, QUICKSTART)
+        yield from run_real_text(
+            subject, args.batch_sizes, args.rows, args.seconds, args.threads, args.aot, not args.no_compile
+        )
+    if "shapes" in args.parts:
+        for name in args.shapes:
+            yield from run_shape(
+                name, args.lengths, args.batch_sizes, args.savings, args.shape_seconds, args.longest, args.threads
+            )
+
+
+def main():
+    args = make_parser().parse_args()
+    if args.table:
+        print(make_tables(json.loads(Path(args.table).read_text(encoding="utf-8"))))
+        return
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # it would take threads of its own
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    torch.set_num_threads(args.threads)
+    machine = describe_machine() | {"onnxruntime": version("onnxruntime")}
+    results = {"machine": machine, "threads": args.threads, "model": Path(args.model).name}
+    results |= {"command": " ".join(["python", "benchmarks/compare.py", *sys.argv[1:]]), "groups": []}
+    print(machine, flush=True)
+    begin = time.perf_counter()
+    for group in groups(args):
+        results["groups"].append(group)
+        results["seconds"] = time.perf_counter() - begin
+        write(Path(args.output), results)
+        print(make_tables({**results, "groups": [group]}).split("\n\n", 1)[1], end="\n\n", flush=True)
+    print(f"{results.get('seconds', 0) / 60:.1f} minutes; all of it is in {args.output}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Contenders in PyTorch: the stock class, compiled or not, fixed depths, and early exit."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from onnx_exits import StockLogits
+
+from .contender import AHEAD, COMPILED, CONTROL, NO_LAYERS, PYTORCH, STOCK, Contender, Point, exits_of_outputs
+
+
+Batches = list[dict[str, torch.Tensor]]
+
+
+def run_model(model: Any, batches: Batches, **settings: Any) -> list[Any]:
+    with torch.inference_mode():
+        return [model(**batch, **settings) for batch in batches]
+
+
+def stock_contenders(stock: Any, bare: Any, batches: Batches, accuracy: float | None = None) -> list[Contender]:
+    """The stock class twice, as control, and without its layers."""
+    run = partial(run_model, stock, batches)
+    return [
+        Contender(STOCK, PYTORCH, run, accuracy=accuracy),
+        Contender(CONTROL, PYTORCH, run, accuracy=accuracy),
+        Contender(NO_LAYERS, PYTORCH, partial(run_model, bare, batches)),
+    ]
+
+
+def exit_contenders(model: Any, batches: Batches, points: list[Point]) -> list[Contender]:
+    return [
+        Contender(
+            f"early exit, {point.name}",
+            PYTORCH,
+            partial(run_model, model, batches, early_exit_entropy=point.argument),
+            exits_of_outputs,
+            point.threshold,
+            point.saving,
+            point.accuracy,
+        )
+        for point in points
+    ]
+
+
+def truncated_contenders(model: Any, batches: Batches, accuracies: list[float]) -> list[Contender]:
+    """Every row leaves at the same layer: what a shorter model, trained layer by layer, would be."""
+    layers = model.config.num_hidden_layers
+    return [
+        Contender(
+            f"first {layer} layers for every row" if layer > 1 else "first layer for every row",
+            PYTORCH,
+            partial(run_model, model, batches, exit_layer=layer),
+            exits_of_outputs,
+            saving=1 - layer / layers,
+            accuracy=accuracies[layer - 1],
+        )
+        for layer in range(1, layers)
+    ]
+
+
+def compiled_contenders(stock: Any, batches: Batches, accuracy: float | None = None) -> list[Contender]:
+    """`torch.compile` for batches of any width; the first pass compiles."""
+    torch._dynamo.reset()
+    return [
+        Contender(
+            STOCK, COMPILED, partial(run_model, torch.compile(stock, dynamic=True), batches), None, None, 0.0, accuracy
+        )
+    ]
+
+
+def ahead_contenders(stock: Any, batches: Batches, folder: Path, accuracy: float | None = None) -> list[Contender]:
+    """The stock class compiled to a shared library for this number of rows and any width."""
+    path = folder / f"stock_{len(batches[0]['input_ids'])}.pt2"
+    example = {name: batches[0][name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+    widths = {
+        name: {1: torch.export.Dim("width", min=2, max=stock.config.max_position_embeddings)} for name in example
+    }
+    with torch.no_grad():
+        program = torch.export.export(StockLogits(stock), (), example, dynamic_shapes=widths)
+        torch._inductor.aoti_compile_and_package(program, package_path=str(path))
+    loaded = torch._inductor.aoti_load_package(str(path))
+    return [Contender(STOCK, AHEAD, partial(run_model, loaded, batches), accuracy=accuracy)]

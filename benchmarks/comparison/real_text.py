@@ -1,0 +1,234 @@
+"""
+Part A: a trained model on text that it has not seen.
+
+One half of the unseen rows is there to choose thresholds on, by the share of the layers that they save; accuracy and
+saving are read on the other half, and times on some rows of that one, sorted by length, in the same batches for all.
+"""
+
+import json
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
+
+from transformers_deebert import ExitTable, collect_exits, pick_threshold, stock_model
+from transformers_deebert.analysis.timing import without_layers
+
+from . import eager, from_texts, onnx_runtime
+from .contender import ONNX, PYTORCH, STOCK, TEXTS, Contender, Point
+from .results import compare
+
+
+SAVINGS = (0.25, 0.5, 0.65)
+ALL_OFF_RAMPS = 1e-12  # nats: every off-ramp is asked, and nobody is so sure
+
+
+@dataclass(frozen=True)
+class Subject:
+    """
+    What is measured, and on what.
+
+    Args:
+        name (`str`): Of the model, for the table.
+        model, stock, bare (`PreTrainedModel`): Ours, the stock class, and the stock class without its layers.
+        tokenizer (`PreTrainedTokenizerBase`): Of the model.
+        choosing, reading (`list[dict]`): Rows `{"text", "label"}` to choose thresholds on, and others.
+        max_length (`int`): Texts are cut to so many tokens.
+    """
+
+    name: str
+    model: Any
+    stock: Any
+    bare: Any
+    tokenizer: Any
+    choosing: list[dict[str, Any]]
+    reading: list[dict[str, Any]]
+    max_length: int
+
+    def encode(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        encoded = self.tokenizer([row["text"] for row in rows], truncation=True, max_length=self.max_length)
+        return [
+            {name: values[index] for name, values in encoded.items()} | {"labels": row["label"]}
+            for index, row in enumerate(rows)
+        ]
+
+    def collect(self, model: Any, batch_size: int = 32) -> tuple[ExitTable, ExitTable]:
+        """What every exit says of the rows to choose on, and of the others."""
+        collate = DataCollatorWithPadding(self.tokenizer)
+        return tuple(
+            collect_exits(model, self.encode(rows), collate, batch_size, progress=False)
+            for rows in (self.choosing, self.reading)
+        )
+
+    def batches(self, places: Sequence[int], batch_size: int) -> eager.Batches:
+        """The rows to read at these places, padded batch by batch, without their labels."""
+        rows = self.encode([self.reading[place] for place in places])
+        for row in rows:
+            del row["labels"]
+        collate = DataCollatorWithPadding(self.tokenizer)
+        return [dict(collate(rows[start : start + batch_size])) for start in range(0, len(rows), batch_size)]
+
+
+def load_subject(folder: str, file: str | None, quickstart: Path) -> Subject:
+    """
+    A trained checkpoint, and rows that it was not trained on.
+
+    Args:
+        folder (`str`): The checkpoint.
+        file (`str`, *optional*):
+            JSON lines with `text` and `label`, cut into random halves. Without it the checkpoint is the quickstart's,
+            and the rows are those that it was validated and tested on.
+        quickstart (`Path`): Folder of the quickstart's code.
+    """
+    max_length = 128
+    if file is None:
+        choosing, reading, max_length = quickstart_rows(Path(folder), quickstart)
+    else:
+        with open(file, encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        random.Random(0).shuffle(rows)
+        choosing, reading = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    stock = stock_model(model)
+    return Subject(
+        name=Path(folder).name,
+        model=model,
+        stock=stock,
+        bare=without_layers(stock).eval(),
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+        choosing=choosing,
+        reading=reading,
+        max_length=max_length,
+    )
+
+
+def quickstart_rows(folder: Path, quickstart: Path) -> tuple[list[dict], list[dict], int]:
+    """Validation and test rows of the quickstart that wrote `folder`, and how long they may be."""
+    sys.path.insert(0, str(quickstart))
+    import quickstart_data
+
+    if not (folder / "numbers.json").is_file():
+        raise ValueError(f"`model` ({str(folder)!r}) is no output of the quickstart: name rows with --file.")
+    numbers = json.loads((folder / "numbers.json").read_text(encoding="utf-8"))
+    splits = quickstart_data.split_reviews(quickstart_data.fetch_reviews(), numbers["seed"])
+    return splits["validation"], splits["test"], numbers["max_length"]
+
+
+def make_points(choosing: ExitTable, reading: ExitTable, savings: Sequence[float] = SAVINGS) -> list[Point]:
+    """Thresholds chosen on some rows, and what they give on others."""
+    points = []
+    for saving in savings:
+        choice = pick_threshold(choosing, target_saving=saving, reading=reading)
+        points.append(Point(f"target {saving:.0%}", choice.threshold, choice.layer_saving, choice.score))
+    return points
+
+
+def accuracies(table: ExitTable) -> list[float]:
+    """Of each layer's answers."""
+    return (table.answers == table.labels[:, None]).mean(0).tolist()
+
+
+def timed_places(table: ExitTable, rows: int, largest_batch: int) -> list[int]:
+    """A random choice of rows, whole batches of them, sorted by length."""
+    rows = min(rows, len(table)) // largest_batch * largest_batch
+    chosen = random.Random(0).sample(range(len(table)), rows)
+    return sorted(chosen, key=lambda place: (int(table.lengths[place]), place))
+
+
+def run_real_text(
+    subject: Subject,
+    batch_sizes: list[int],
+    rows: int,
+    seconds: float,
+    threads: int,
+    ahead: bool = False,
+    compiled: bool = True,
+) -> Iterator[dict[str, Any]]:
+    """Groups, one for each batch size, as they are measured."""
+    choosing, reading = subject.collect(subject.model)
+    places = timed_places(reading, rows, max(batch_sizes))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        dtypes = ["float32", "int8"] if onnx_runtime.knows_int8() else ["float32"]
+        models = [
+            onnx_runtime.make_onnx(subject.model, subject.stock, subject.bare, folder, threads, dtype)
+            for dtype in dtypes
+        ]
+        for batch_size in batch_sizes:
+            batches = subject.batches(places, batch_size)
+            contenders = in_pytorch(subject, batches, places, choosing, reading, batch_size)
+            full = accuracies(reading)[-1]
+            if compiled:
+                contenders += eager.compiled_contenders(subject.stock, batches, full)
+            if ahead:
+                contenders += eager.ahead_contenders(subject.stock, batches, folder, full)
+            for one in models:
+                contenders += in_onnx_runtime(subject, one, batches, choosing, reading, batch_size)
+            yield {
+                "part": "text",
+                "model": subject.name,
+                "batch_size": batch_size,
+                "length": float(np.mean(reading.lengths[places])),
+                "layers": reading.num_layers,
+                "width": subject.model.config.hidden_size,
+                "rows_chosen_on": len(choosing),
+                "rows_read": len(reading),
+            } | compare(
+                contenders, len(places), reading.num_layers, seconds, expected_exits(contenders, reading, places)
+            )
+
+
+def in_pytorch(
+    subject: Subject, batches: eager.Batches, places: list[int], choosing: Any, reading: Any, batch_size: int
+) -> list[Contender]:
+    right = accuracies(reading)
+    points = make_points(choosing, reading)
+    texts = [subject.reading[place]["text"] for place in places]
+    at_ends = [Point("S = 0", 0.0, 0.0, right[-1]), Point("all off-ramps asked", ALL_OFF_RAMPS, 0.0, right[-1])]
+    return [
+        *eager.stock_contenders(subject.stock, subject.bare, batches, right[-1]),
+        *eager.truncated_contenders(subject.model, batches, right),
+        *eager.exit_contenders(subject.model, batches, at_ends + points),
+        *from_texts.pipeline_contenders(subject, texts, batch_size, right[-1]),
+        *from_texts.predictor_contenders(subject, texts, batch_size, points),
+    ]
+
+
+def in_onnx_runtime(
+    subject: Subject, models: Any, batches: eager.Batches, choosing: Any, reading: Any, batch_size: int
+) -> list[Contender]:
+    """In int8 answers and entropies are others, and depend on the batch: thresholds are chosen anew."""
+    stock_accuracy = accuracies(reading)[-1]
+    if models.dtype != "float32":
+        choosing, reading = subject.collect(models.segments, batch_size)
+        stock_accuracy = session_accuracy(subject, models.stock, batch_size)
+    points = [Point("S = 0", 0.0, 0.0, accuracies(reading)[-1]), *make_points(choosing, reading)]
+    contenders = onnx_runtime.stock_contenders(models, batches, stock_accuracy)
+    contenders += onnx_runtime.segment_contenders(models, batches, points)
+    if batch_size == 1:
+        contenders += onnx_runtime.single_file_contenders(models, batches, points)
+    return contenders
+
+
+def session_accuracy(subject: Subject, session: Any, batch_size: int) -> float:
+    """Of a stock model in ONNX Runtime, on the rows to read, sorted by length into batches."""
+    places = sorted(range(len(subject.reading)), key=lambda place: len(subject.reading[place]["text"]))
+    arrays = onnx_runtime.to_arrays(subject.batches(places, batch_size))
+    answers = np.concatenate([logits.argmax(-1) for (logits,) in onnx_runtime.run_session(session, arrays)])
+    return float((answers == [subject.reading[place]["label"] for place in places]).mean())
+
+
+def expected_exits(contenders: list[Contender], reading: ExitTable, places: list[int]) -> dict[Any, np.ndarray]:
+    """Exit layers of the timed rows by the table, for those in float32 that have a threshold."""
+    runtimes = (PYTORCH, TEXTS, ONNX["float32"])
+    return {
+        contender.key: reading.exits_at(contender.threshold)[0][places]
+        for contender in contenders
+        if contender.runtime in runtimes and contender.threshold is not None and contender.name != STOCK
+    }
