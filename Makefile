@@ -5,22 +5,30 @@ CONSTRAINTS ?= constraints.txt
 WORKERS ?= 2
 PYTEST_ARGS ?=
 OUTPUT ?= quickstart-output
+THREADS ?= 1
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Folders count as sources too: a file that is gone changes its folder.
 SOURCES := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
 
+COMPARE := $(BIN)/python benchmarks/compare.py --threads $(THREADS)
+define SMALL_BENCHMARKS
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/full_depth.py --pooling mean --batch_sizes 1 32 --repeats 10
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/compaction.py --batch_sizes 32 --repeats 3
+	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/sweep.py
+endef
+
 # An environment that no longer runs (its Python is gone) counts as not made.
 $(shell $(BIN)/python -c '' 2>/dev/null || rm -f $(VENV)/.usable $(VENV)/.installed-*)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow test-gpu test-min quality style benchmark card clean
+.PHONY: help quickstart test test-slow test-gpu test-min quality style benchmark benchmark-full card clean
 
 help: ## Say what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "  PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) OUTPUT=$(OUTPUT) PYTEST_ARGS= can be set."
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "  PYTHON=$(PYTHON) VENV=$(VENV) WORKERS=$(WORKERS) OUTPUT=$(OUTPUT) THREADS=$(THREADS) PYTEST_ARGS= can be set."
 
 quickstart: $(VENV)/.installed-examples ## Fine-tune, save, load and classify with early exit, on real text (to OUTPUT)
 	$(BIN)/python examples/quickstart.py --output_dir $(OUTPUT)
@@ -46,8 +54,18 @@ style: $(VENV)/.installed-dev ## Mend lint and format
 	$(BIN)/python -m ruff check --fix .
 	$(BIN)/python -m ruff format .
 
-benchmark: $(VENV)/.installed-dev ## Run the benchmarks that need neither a trained model nor data
-	set -e; for name in compaction full_depth sweep; do echo "== $$name"; $(BIN)/python benchmarks/$$name.py; done
+benchmark: $(VENV)/.installed-dev ## Measure a little of everything, in minutes (the quickstart's model if it is in OUTPUT)
+	if [ -f $(OUTPUT)/numbers.json ]; then set -- --parts text --model $(OUTPUT) --rows 64 --seconds 0.5; \
+		else set -- --parts shapes --shapes minilm --lengths 32; fi; \
+		$(COMPARE) "$$@" --batch_sizes 1 32 --output benchmarks/results/benchmark.json
+	$(SMALL_BENCHMARKS)
+
+benchmark-full: $(OUTPUT)/numbers.json ## Measure everything, in tens of minutes (to benchmarks/results)
+	$(COMPARE) --model $(OUTPUT) $(if $(shell command -v g++),--aot) --output benchmarks/results/benchmark-full.json
+	$(SMALL_BENCHMARKS)
+
+$(OUTPUT)/numbers.json: | $(VENV)/.installed-dev
+	$(BIN)/python examples/quickstart.py --output_dir $(OUTPUT)
 
 card: $(VENV)/.installed-examples ## Write MODEL_CARD.md again from the stored numbers
 	$(BIN)/python -m transformers_deebert.hub.model_card docs/quickstart_numbers.json MODEL_CARD.md \

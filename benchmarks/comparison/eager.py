@@ -72,12 +72,15 @@ def compiled_contenders(stock: Any, batches: Batches, accuracy: float | None = N
 def ahead_contenders(stock: Any, batches: Batches, folder: Path, accuracy: float | None = None) -> list[Contender]:
     """The stock class compiled to a shared library for this number of rows and any width."""
     path = folder / f"stock_{len(batches[0]['input_ids'])}.pt2"
-    example = {name: batches[0][name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-    widths = {
-        name: {1: torch.export.Dim("width", min=2, max=stock.config.max_position_embeddings)} for name in example
-    }
+    batches = with_token_types(batches)
+    widths = {name: {1: torch.export.Dim.DYNAMIC} for name in batches[0]}
     with torch.no_grad():
-        program = torch.export.export(StockLogits(stock), (), example, dynamic_shapes=widths)
+        program = torch.export.export(StockLogits(stock), (), batches[0], dynamic_shapes=widths)
         torch._inductor.aoti_compile_and_package(program, package_path=str(path))
     loaded = torch._inductor.aoti_load_package(str(path))
     return [Contender(STOCK, AHEAD, partial(run_model, loaded, batches), accuracy=accuracy)]
+
+
+def with_token_types(batches: Batches) -> Batches:
+    """Batches of families that know no `token_type_ids` get some, which [`StockLogits`] leaves out again."""
+    return [{"token_type_ids": torch.zeros_like(batch["input_ids"])} | batch for batch in batches]

@@ -47,7 +47,7 @@ def describe(results: Mapping[str, Any]) -> str:
 
 def text_table(group: Mapping[str, Any]) -> str:
     """One batch size: a line for each contender."""
-    lines = [line for line in group["contenders"] if line["name"] != NO_LAYERS]
+    lines = [with_one_threshold(line) for line in group["contenders"] if line["name"] != NO_LAYERS]
     head = (
         f"{group['model']}, batch size {group['batch_size']}: {group['rows_read']:,} rows scored, {group['rows']} of "
         f"them timed ({group['length']:.1f} tokens on average), {group['rounds']} rounds, control "
@@ -56,6 +56,11 @@ def text_table(group: Mapping[str, Any]) -> str:
     if not group["verdict"]:
         head += f": {NO_VERDICT}"
     return f"{head}\n\n{format_table(lines, COLUMNS, markdown=True)}"
+
+
+def with_one_threshold(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A line whose threshold, if there is one for each off-ramp, is words."""
+    return {**line, "threshold": "per layer"} if isinstance(line["threshold"], list) else dict(line)
 
 
 def shape_table(groups: list[Mapping[str, Any]]) -> str:

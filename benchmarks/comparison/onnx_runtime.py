@@ -19,7 +19,7 @@ from transformers_deebert.inference.onnx_model import session_options
 from transformers_deebert.inference.onnx_segments import export_module
 
 from .contender import NO_LAYERS, ONNX, STOCK, Contender, Point, exits_of_outputs
-from .eager import Batches, run_model
+from .eager import Batches, run_model, with_token_types
 
 
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
@@ -94,7 +94,7 @@ def run_session(session: Any, arrays: list[dict[str, np.ndarray]], **settings: n
 
 
 def to_arrays(batches: Batches) -> list[dict[str, np.ndarray]]:
-    return [{name: tensor.numpy() for name, tensor in batch.items()} for batch in batches]
+    return [{name: tensor.numpy() for name, tensor in batch.items()} for batch in with_token_types(batches)]
 
 
 def threshold_array(point: Point) -> np.ndarray:

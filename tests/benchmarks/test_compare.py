@@ -1,0 +1,102 @@
+"""The comparison's controlled exits, on a tiny model, and its tables."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+sys.path.insert(0, BENCHMARKS)
+try:
+    from comparison import results, schedule, shapes
+    from comparison.markdown import NO_VERDICT, make_tables
+finally:
+    sys.path.remove(BENCHMARKS)
+
+from transformers_deebert import stock_model  # noqa: E402
+from transformers_deebert.analysis.timing import without_layers  # noqa: E402
+
+
+SAVINGS = [0.0, 0.25, 0.5, 0.65]
+LAYERS = 5
+
+
+@pytest.fixture(scope="module")
+def model():
+    return shapes.make_model(LAYERS, 24, vocab_size=200)
+
+
+def measure(model, batch_size):
+    stock = stock_model(model)
+    batches = shapes.make_batches(model, batch_size, length=6, rows=24)
+    points = shapes.make_points(model, batches, SAVINGS)
+    contenders = shapes.make_contenders(model, stock, without_layers(stock).eval(), None, batches, points)
+    return {
+        "part": "shapes",
+        "shape": "tiny",
+        "layers": LAYERS,
+        "width": 24,
+        "length": 6,
+        "batch_size": batch_size,
+    } | (results.compare(contenders, rows=24, layers=LAYERS, seconds=0))
+
+
+@pytest.fixture(scope="module")
+def groups(model):
+    return [measure(model, batch_size) for batch_size in (1, 8, 24)]
+
+
+def test_rows_leave_by_the_schedule_at_every_batch_size(groups):
+    for group in groups:
+        lines = [line for line in group["contenders"] if line["threshold"] is not None]
+        assert len(lines) == len(SAVINGS)
+        for line, target in zip(lines, SAVINGS, strict=True):
+            assert line["timed_saving"] == pytest.approx(line["saving"])
+            assert line["saving"] == pytest.approx(target, abs=0.02)
+
+
+def test_a_schedule_lets_rows_leave_at_many_layers():
+    counts = schedule.scheduled_exits(rows=64, layers=12, saving=0.5)
+    assert counts.sum() == 64
+    assert (counts > 0).sum() >= 10
+    entropies = np.random.default_rng(0).random((64, 11))
+    thresholds = schedule.thresholds_for(entropies, counts)
+    below = np.append(entropies < thresholds, np.ones((64, 1), bool), axis=1)
+    np.testing.assert_array_equal(np.bincount(below.argmax(1), minlength=12), counts)
+
+
+def test_ratios_are_taken_round_by_round(model):
+    group = measure(model, 24)
+    found = {line["name"]: line for line in group["contenders"]}
+    stock, ours = found["stock"]["seconds"], found["early exit, 50% saved"]["seconds"]
+    assert len(stock) == len(ours) == group["rounds"] >= 3
+    ratio = found["early exit, 50% saved"]["faster_than_stock"]
+    assert ratio == pytest.approx(np.median(np.array(stock) / ours))
+    assert found["stock"]["faster_than_stock"] == 1
+
+
+def test_tables_print_what_the_file_has(groups, tmp_path):
+    path = tmp_path / "results" / "compare.json"
+    verdicts = [{**group, "verdict": group["batch_size"] != 8} for group in groups]
+    left_out = {**groups[0], "batch_size": 99, "contenders": [], "left_out": "one stock pass takes 9.0 s"}
+    text = {**verdicts[0], "part": "text", "model": "reviews", "rows_read": 1000}
+    file = {"machine": {"processor": "abacus"}, "threads": 3, "groups": [*verdicts, left_out, text]}
+    results.write(path, file)
+    assert [file.name for file in path.parent.iterdir()] == ["compare.json"]
+    printed = make_tables(json.loads(path.read_text())).splitlines()
+    assert printed[0] == "processor abacus. Threads: 3."
+    (line,) = [line for line in printed if line.startswith("|      6 |    24 |")]
+    found = {one["name"]: one for one in groups[2]["contenders"]}
+    assert f"| {found['stock']['ms_per_row']:.3f} " in line
+    ours = found["early exit, 65% saved"]
+    assert f"{ours['faster_than_stock']:.2f} ({ours['efficiency']:.2f})" in line
+    (line,) = [line for line in printed if line.startswith("|      6 |     8 |")]
+    assert line.count(NO_VERDICT) == len(SAVINGS)
+    assert any("left out: one stock pass takes 9.0 s" in line for line in printed)
+    (line,) = [line for line in printed if line.startswith("| early exit, 65% saved")]
+    first = next(one for one in groups[0]["contenders"] if one["name"] == "early exit, 65% saved")
+    assert f" {first['ms_per_row']:.3f} |" in line
+    assert f" {first['timed_saving']:.1%} |" in line
