@@ -1,6 +1,7 @@
 """Contenders in ONNX Runtime: the stock class, the segments, and the single file with the exits inside."""
 
 import inspect
+import logging
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -71,11 +72,21 @@ def export_whole(model: Any, path: Path, dtype: str) -> None:
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, 5:] = 0
     inputs = [torch.ones_like(mask), mask, torch.zeros_like(mask)]
-    whole = path.with_suffix(".float32.onnx") if dtype == "int8" else path
-    onnx.save(export_module(StockLogits(model), inputs, INPUTS, ["logits"], {0: "rows", 1: "width"}, 20), whole)
+    graph = export_module(StockLogits(model), inputs, INPUTS, ["logits"], {0: "rows", 1: "width"}, 20)
     if dtype == "int8":
-        quantize_dynamic(whole, path, per_channel=True, weight_type=QuantType.QInt8)
-        whole.unlink()
+        quantize(graph, path)
+    else:
+        onnx.save(graph, path)
+
+
+def quantize(graph: onnx.ModelProto, path: Path) -> None:
+    """Weights in int8, a scale for each channel; activations are quantized as they come."""
+    del graph.graph.value_info[:]  # ONNX Runtime infers shapes anew, and those noted here confuse it
+    logging.disable(logging.WARNING)  # its advice to preprocess, which the exporter has done
+    try:
+        quantize_dynamic(graph, path, per_channel=True, weight_type=QuantType.QInt8)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def make_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
