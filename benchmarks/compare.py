@@ -17,7 +17,8 @@ efficiency is (t0 + r (T - t0)) / t, with T the stock model on the same runtime,
 the share of layers that the timed rows run and t the time measured. Where the stock model against itself is more than
 3 % apart, there is no verdict. All have the same number of threads, and those of ONNX Runtime sleep while others run.
 
-Results go to a JSON file, after each group: a run that is killed keeps what it has.
+Results go to a JSON file, after each group: a run that is killed keeps what it has, and `--resume` measures the rest,
+and again what got no verdict.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import os
 import sys
 import time
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -50,6 +52,7 @@ def make_parser():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", default=str(RESULTS), help="the JSON file")
     parser.add_argument("--table", metavar="JSON", help="print the tables of a results file, and measure nothing")
+    parser.add_argument("--resume", action="store_true", help="keep the groups of --output that have a verdict")
     text = parser.add_argument_group("part text")
     text.add_argument("--model", default="quickstart-output")
     text.add_argument("--file", help="rows that the model was not trained on; default: the quickstart's")
@@ -66,20 +69,46 @@ def make_parser():
     return parser
 
 
-def groups(args):
-    """All that were asked for, as they are measured."""
-    if "text" in args.parts:
+def place_of(group):
+    """What a group is about: the model or the shape, the length where it is given, and the batch size."""
+    if group["part"] == "text":
+        return group["model"], None, group["batch_size"]
+    return group["shape"], group["length"], group["batch_size"]
+
+
+def groups_to_keep(path, machine):
+    """Those of an earlier run that have a verdict, or were left out."""
+    if not path.exists():
+        return []
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    if earlier["machine"] != machine:
+        sys.exit(f"{path} is of another machine, or of other versions: name another --output, or leave out --resume.")
+    return [group for group in earlier["groups"] if group.get("verdict", True)]
+
+
+def groups(args, done):
+    """All that were asked for and are not done, as they are measured."""
+    name = Path(args.model).name
+    done_sizes = frozenset(size for size in args.batch_sizes if (name, None, size) in done)
+    if "text" in args.parts and len(done_sizes) < len(args.batch_sizes):
         if not onnx_runtime.knows_int8():
             print("Early exit in int8 is left out: this `export_onnx` has no `dtype`.", flush=True)
         subject = load_subject(args.model, args.file, QUICKSTART)
         yield from run_real_text(
-            subject, args.batch_sizes, args.rows, args.seconds, args.threads, args.aot, not args.no_compile
+            subject,
+            args.batch_sizes,
+            args.rows,
+            args.seconds,
+            args.threads,
+            ahead=args.aot,
+            compiled=not args.no_compile,
+            done=done_sizes,
         )
     if "shapes" in args.parts:
         for name in args.shapes:
-            yield from run_shape(
-                name, args.lengths, args.batch_sizes, args.savings, args.shape_seconds, args.longest, args.threads
-            )
+            cells = [cell for cell in product(args.lengths, args.batch_sizes) if (name, *cell) not in done]
+            if cells:
+                yield from run_shape(name, cells, args.savings, args.shape_seconds, args.longest, args.threads)
 
 
 def main():
@@ -94,10 +123,10 @@ def main():
     torch.set_num_threads(args.threads)
     machine = describe_machine() | {"onnxruntime": version("onnxruntime")}
     results = {"machine": machine, "threads": args.threads, "model": Path(args.model).name}
-    results |= {"command": " ".join(["python", "benchmarks/compare.py", *sys.argv[1:]]), "groups": []}
+    results |= {"groups": groups_to_keep(Path(args.output), machine) if args.resume else []}
     print(machine, flush=True)
     begin = time.perf_counter()
-    for group in groups(args):
+    for group in groups(args, {place_of(group) for group in results["groups"]}):
         results["groups"].append(group)
         results["seconds"] = time.perf_counter() - begin
         write(Path(args.output), results)

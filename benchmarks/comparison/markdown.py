@@ -32,9 +32,10 @@ KINDS = {
 def make_tables(results: Mapping[str, Any]) -> str:
     """All groups: a table for each batch size of the real text, and one for each shape."""
     parts = [describe(results)]
-    texts = [group for group in results["groups"] if group["part"] == "text"]
+    groups = sorted(results["groups"], key=lambda group: (group["length"], group["batch_size"]))
+    texts = [group for group in groups if group["part"] == "text"]
     parts += [text_table(group) for group in texts]
-    shapes = [group for group in results["groups"] if group["part"] == "shapes"]
+    shapes = [group for group in groups if group["part"] == "shapes"]
     for shape in dict.fromkeys(group["shape"] for group in shapes):
         parts.append(shape_table([group for group in shapes if group["shape"] == shape]))
     return "\n\n".join(parts)
@@ -55,6 +56,8 @@ def text_table(group: Mapping[str, Any]) -> str:
     )
     if not group["verdict"]:
         head += f": {NO_VERDICT}"
+    if differ := sum(line["exits_that_differ"] or 0 for line in lines):
+        head += f"; {differ} exits of timed rows differ from those that were scored"
     return f"{head}\n\n{format_table(lines, COLUMNS, markdown=True)}"
 
 

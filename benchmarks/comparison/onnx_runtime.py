@@ -34,8 +34,8 @@ class OnnxModels:
     Args:
         dtype (`str`): `"float32"` or `"int8"`.
         stock, bare (`onnxruntime.InferenceSession`): The stock class at full depth, and without its layers.
-        segments ([`OnnxEarlyExitModel`]): A file for each layer.
-        single (`onnxruntime.InferenceSession`): One file with the exits inside, for one row at a time.
+        segments ([`OnnxEarlyExitModel`], *optional*): A file for each layer; `None` where they cannot be written.
+        single (`onnxruntime.InferenceSession`, *optional*): One file with the exits inside, for one row at a time.
     """
 
     dtype: str
@@ -52,18 +52,17 @@ def knows_int8() -> bool:
 
 def make_onnx(model: Any, stock: Any, bare: Any, folder: Path, threads: int, dtype: str = "float32") -> OnnxModels:
     """Exports the models to `folder` and loads them, each with `threads` threads that never wait awake."""
-    settings = {} if dtype == "float32" else {"dtype": dtype}
-    exits = export_onnx(model, folder / dtype, **settings)
     files = {}
     for name, one in {"stock": stock, "bare": bare}.items():
         files[name] = folder / f"{name}_{dtype}.onnx"
         export_whole(one, files[name], dtype)
+    segments = single = None
+    if dtype == "float32" or knows_int8():
+        exits = export_onnx(model, folder / dtype, **({} if dtype == "float32" else {"dtype": dtype}))
+        segments = OnnxEarlyExitModel.from_pretrained(exits, num_threads=threads)
+        single = make_session(exits / "model.onnx", threads)
     return OnnxModels(
-        dtype,
-        make_session(files["stock"], threads),
-        make_session(files["bare"], threads),
-        OnnxEarlyExitModel.from_pretrained(exits, num_threads=threads),
-        make_session(exits / "model.onnx", threads),
+        dtype, make_session(files["stock"], threads), make_session(files["bare"], threads), segments, single
     )
 
 

@@ -136,8 +136,13 @@ def accuracies(table: ExitTable) -> list[float]:
 
 def timed_places(table: ExitTable, rows: int, largest_batch: int) -> list[int]:
     """A random choice of rows, whole batches of them, sorted by length."""
-    rows = min(rows, len(table)) // largest_batch * largest_batch
-    chosen = random.Random(0).sample(range(len(table)), rows)
+    whole = min(rows, len(table)) // largest_batch * largest_batch
+    if not whole:
+        raise ValueError(
+            f"`rows` is {rows}, of {len(table)} there are, but the largest batch has {largest_batch}: time more rows, "
+            "or leave that batch size out."
+        )
+    chosen = random.Random(0).sample(range(len(table)), whole)
     return sorted(chosen, key=lambda place: (int(table.lengths[place]), place))
 
 
@@ -149,18 +154,18 @@ def run_real_text(
     threads: int,
     ahead: bool = False,
     compiled: bool = True,
+    done: frozenset[int] = frozenset(),
 ) -> Iterator[dict[str, Any]]:
-    """Groups, one for each batch size, as they are measured."""
+    """Groups, one for each batch size but those that are done, as they are measured."""
     choosing, reading = subject.collect(subject.model)
     places = timed_places(reading, rows, max(batch_sizes))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        dtypes = ["float32", "int8"] if onnx_runtime.knows_int8() else ["float32"]
         models = [
             onnx_runtime.make_onnx(subject.model, subject.stock, subject.bare, folder, threads, dtype)
-            for dtype in dtypes
+            for dtype in ONNX
         ]
-        for batch_size in batch_sizes:
+        for batch_size in [size for size in batch_sizes if size not in done]:
             batches = subject.batches(places, batch_size)
             contenders = in_pytorch(subject, batches, places, choosing, reading, batch_size)
             full = accuracies(reading)[-1]
@@ -204,12 +209,16 @@ def in_onnx_runtime(
     subject: Subject, models: Any, batches: eager.Batches, choosing: Any, reading: Any, batch_size: int
 ) -> list[Contender]:
     """In int8 answers and entropies are others, and depend on the batch: thresholds are chosen anew."""
-    stock_accuracy = accuracies(reading)[-1]
+    if models.dtype == "float32":
+        stock_accuracy = accuracies(reading)[-1]
+    else:
+        stock_accuracy = session_accuracy(subject, models.stock, batch_size)
+    contenders = onnx_runtime.stock_contenders(models, batches, stock_accuracy)
+    if models.segments is None:
+        return contenders
     if models.dtype != "float32":
         choosing, reading = subject.collect(models.segments, batch_size)
-        stock_accuracy = session_accuracy(subject, models.stock, batch_size)
     points = [Point("S = 0", 0.0, 0.0, accuracies(reading)[-1]), *make_points(choosing, reading)]
-    contenders = onnx_runtime.stock_contenders(models, batches, stock_accuracy)
     contenders += onnx_runtime.segment_contenders(models, batches, points)
     if batch_size == 1:
         if models.dtype != "float32":

@@ -86,16 +86,15 @@ def make_contenders(model: Any, stock: Any, bare: Any, onnx_models: Any, batches
 
 def run_shape(
     name: str,
-    lengths: list[int],
-    batch_sizes: list[int],
+    cells: list[tuple[int, int]],
     savings: list[float],
     seconds: float,
     longest: float,
     threads: int,
 ) -> Iterator[dict[str, Any]]:
     """
-    Groups of one shape, as they are measured. A cell whose stock pass takes longer than `longest` seconds gives a
-    group without contenders that says so.
+    Groups of one shape, as they are measured: one for each cell, a length and a batch size. A cell whose stock pass
+    takes longer than `longest` seconds gives a group without contenders that says so.
     """
     layers, width = SHAPES[name]
     model = make_model(layers, width)
@@ -103,17 +102,16 @@ def run_shape(
     bare = without_layers(stock).eval()
     with tempfile.TemporaryDirectory() as folder:
         onnx_models = onnx_runtime.make_onnx(model, stock, bare, Path(folder), threads)
-        for length in lengths:
-            for batch_size in batch_sizes:
-                batches = make_batches(model, batch_size, length)
-                facts = {"part": "shapes", "shape": name, "layers": layers, "width": width}
-                facts |= {"length": length, "batch_size": batch_size}
-                begin = time.perf_counter()
-                eager.run_model(stock, batches)
-                taken = time.perf_counter() - begin
-                if taken > longest:
-                    yield facts | {"left_out": f"one stock pass takes {taken:.1f} s", "contenders": []}
-                    continue
-                points = make_points(model, batches, savings)
-                contenders = make_contenders(model, stock, bare, onnx_models, batches, points)
-                yield facts | compare(contenders, len(batches) * batch_size, layers, seconds)
+        for length, batch_size in cells:
+            batches = make_batches(model, batch_size, length)
+            facts = {"part": "shapes", "shape": name, "layers": layers, "width": width}
+            facts |= {"length": length, "batch_size": batch_size}
+            begin = time.perf_counter()
+            eager.run_model(stock, batches)
+            taken = time.perf_counter() - begin
+            if taken > longest:
+                yield facts | {"left_out": f"one stock pass takes {taken:.1f} s", "contenders": []}
+                continue
+            points = make_points(model, batches, savings)
+            contenders = make_contenders(model, stock, bare, onnx_models, batches, points)
+            yield facts | compare(contenders, len(batches) * batch_size, layers, seconds)
