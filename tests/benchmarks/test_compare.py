@@ -11,6 +11,7 @@ import pytest
 BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
 try:
+    import compare
     from comparison import results, schedule, shapes
     from comparison.markdown import NO_VERDICT, make_tables
 finally:
@@ -100,3 +101,17 @@ def test_tables_print_what_the_file_has(groups, tmp_path):
     first = next(one for one in groups[0]["contenders"] if one["name"] == "early exit, 65% saved")
     assert f" {first['ms_per_row']:.3f} |" in line
     assert f" {first['timed_saving']:.1%} |" in line
+
+
+def test_a_resumed_run_keeps_what_has_a_verdict(groups, tmp_path):
+    kept, busy = {**groups[0], "verdict": True}, {**groups[1], "verdict": False}
+    left_out = {**groups[2], "contenders": [], "left_out": "too long"}
+    del left_out["verdict"]
+    path = tmp_path / "compare.json"
+    machine = {"processor": "abacus", "threads": 1}
+    assert compare.groups_to_keep(path, machine) == []
+    results.write(path, {"machine": machine, "threads": 1, "groups": [kept, busy, left_out]})
+    found = compare.groups_to_keep(path, machine)
+    assert [compare.place_of(group) for group in found] == [("tiny", 6, 1), ("tiny", 6, 24)]
+    with pytest.raises(SystemExit, match="another machine"):
+        compare.groups_to_keep(path, machine | {"threads": 2})
