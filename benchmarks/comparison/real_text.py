@@ -2,7 +2,8 @@
 Part A: a trained model on text that it has not seen.
 
 One half of the unseen rows is there to choose thresholds on, by the share of the layers that they save; accuracy and
-saving are read on the other half, and times on some rows of that one, sorted by length, in the same batches for all.
+saving are read on the other half, and times on some rows of that one, which save about as much as all of it does:
+sorted by length, in the same batches for all.
 """
 
 import json
@@ -21,7 +22,7 @@ from transformers_deebert import ExitTable, collect_exits, pick_threshold, stock
 from transformers_deebert.analysis.timing import without_layers
 
 from . import eager, from_texts, onnx_runtime
-from .contender import ONNX, PYTORCH, STOCK, TEXTS, Contender, Point
+from .contender import ONNX, PYTORCH, TEXTS, Contender, Point
 from .results import compare
 
 
@@ -134,15 +135,20 @@ def accuracies(table: ExitTable) -> list[float]:
     return (table.answers == table.labels[:, None]).mean(0).tolist()
 
 
-def timed_places(table: ExitTable, rows: int, largest_batch: int) -> list[int]:
-    """A random choice of rows, whole batches of them, sorted by length."""
+def timed_places(table: ExitTable, points: Sequence[Point], rows: int, largest_batch: int) -> list[int]:
+    """
+    Whole batches of rows, sorted by length. They are spread evenly over all rows, in the order of the layers that
+    these run at the points, so that they save about as much as all do.
+    """
     whole = min(rows, len(table)) // largest_batch * largest_batch
     if not whole:
         raise ValueError(
             f"`rows` is {rows}, of {len(table)} there are, but the largest batch has {largest_batch}: time more rows, "
             "or leave that batch size out."
         )
-    chosen = random.Random(0).sample(range(len(table)), whole)
+    layers = sum(table.exits_at(point.threshold)[0] for point in points)
+    order = np.lexsort((table.lengths, layers))
+    chosen = order[((np.arange(whole) + 0.5) * len(table) / whole).astype(int)].tolist()
     return sorted(chosen, key=lambda place: (int(table.lengths[place]), place))
 
 
@@ -158,7 +164,7 @@ def run_real_text(
 ) -> Iterator[dict[str, Any]]:
     """Groups, one for each batch size but those that are done, as they are measured."""
     choosing, reading = subject.collect(subject.model)
-    places = timed_places(reading, rows, max(batch_sizes))
+    places = timed_places(reading, make_points(choosing, reading), rows, max(batch_sizes))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         models = [
@@ -251,5 +257,5 @@ def expected_exits(contenders: list[Contender], reading: ExitTable, places: list
     return {
         contender.key: reading.exits_at(contender.threshold)[0][places]
         for contender in contenders
-        if contender.runtime in runtimes and contender.threshold is not None and contender.name != STOCK
+        if contender.runtime in runtimes and contender.threshold is not None
     }

@@ -12,12 +12,12 @@ BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
 sys.path.insert(0, BENCHMARKS)
 try:
     import compare
-    from comparison import results, schedule, shapes
+    from comparison import real_text, results, schedule, shapes
     from comparison.markdown import NO_VERDICT, make_tables
 finally:
     sys.path.remove(BENCHMARKS)
 
-from transformers_deebert import stock_model  # noqa: E402
+from transformers_deebert import ExitTable, stock_model  # noqa: E402
 from transformers_deebert.analysis.timing import without_layers  # noqa: E402
 
 
@@ -101,6 +101,23 @@ def test_tables_print_what_the_file_has(groups, tmp_path):
     first = next(one for one in groups[0]["contenders"] if one["name"] == "early exit, 65% saved")
     assert f" {first['ms_per_row']:.3f} |" in line
     assert f" {first['timed_saving']:.1%} |" in line
+
+
+def test_timed_rows_save_about_as_much_as_all():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 2, 500)
+    strength = np.linspace(1, 6, LAYERS) + generator.normal(size=(500, 1))
+    logits = generator.normal(size=(500, LAYERS, 2)) + strength[..., None] * np.eye(2)[labels][:, None]
+    table = ExitTable.from_logits(logits.astype(np.float32), labels, generator.integers(5, 50, 500))
+    points = real_text.make_points(table, table)
+    places = real_text.timed_places(table, points, rows=127, largest_batch=20)
+    assert len(set(places)) == len(places) == 120
+    assert sorted(table.lengths[places]) == table.lengths[places].tolist()
+    for point in points:
+        of_timed = 1 - table.exits_at(point.threshold)[0][places].mean() / LAYERS
+        assert of_timed == pytest.approx(point.saving, abs=0.03)
+    with pytest.raises(ValueError, match="`rows` is 10"):
+        real_text.timed_places(table, points, rows=10, largest_batch=20)
 
 
 def test_a_resumed_run_keeps_what_has_a_verdict(groups, tmp_path):
