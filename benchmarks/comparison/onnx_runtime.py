@@ -1,7 +1,6 @@
 """Contenders in ONNX Runtime: the stock class, the segments, and the single file with the exits inside."""
 
 import inspect
-import logging
 import os
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ import onnxruntime
 import torch
 from onnx_exits import StockLogits
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 from transformers_deebert import OnnxEarlyExitModel, export_onnx
 from transformers_deebert.inference.onnx_model import session_options
@@ -81,11 +81,8 @@ def export_whole(model: Any, path: Path, dtype: str) -> None:
 def quantize(graph: onnx.ModelProto, path: Path) -> None:
     """Weights in int8, a scale for each channel; activations are quantized as they come."""
     del graph.graph.value_info[:]  # ONNX Runtime infers shapes anew, and those noted here confuse it
-    logging.disable(logging.WARNING)  # its advice to preprocess, which the exporter has done
-    try:
-        quantize_dynamic(graph, path, per_channel=True, weight_type=QuantType.QInt8)
-    finally:
-        logging.disable(logging.NOTSET)
+    add_pre_process_metadata(graph)  # or it advises to prepare the graph, which the exporter has done
+    quantize_dynamic(graph, path, per_channel=True, weight_type=QuantType.QInt8)
 
 
 def make_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
