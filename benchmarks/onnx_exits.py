@@ -66,7 +66,8 @@ def export_stock(stock, path, dtype="float32"):
 
 def open_session(path, threads, spinning):
     options = session_options(threads)
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    if spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     return onnxruntime.InferenceSession(os.fspath(path), options, disabled_optimizers=["SkipLayerNormFusion"])
 
 

@@ -25,7 +25,7 @@ from conftest import (
 )
 from transformers import BertTokenizer, pipeline
 
-from transformers_deebert import OnnxEarlyExitModel, collect_exits, export_onnx, pick_threshold
+from transformers_deebert import EarlyExitPredictor, OnnxEarlyExitModel, collect_exits, export_onnx, pick_threshold
 from transformers_deebert.cli import main
 
 
@@ -220,6 +220,21 @@ def test_masks_with_holes(model, case):
     reference, batch, thresholds, _ = case
     batch["attention_mask"][:, 1] = 0
     check_same(model(**batch, early_exit_entropy=thresholds), reference(**batch, early_exit_entropy=thresholds))
+
+
+@pytest.mark.parametrize("setting", [{"early_exit_entropy": 0.0}, {"exit_layer": 2}, {}])
+def test_the_predictor_runs_segments(model, case, setting):
+    """Rows of several batches continue together there as well; `{}` stands for one at each off-ramp."""
+    _, batch, thresholds, _ = case
+    limits = setting or {"early_exit_entropy": thresholds}
+    rows = [
+        {"input_ids": ids[mask == 1].tolist()}
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
+    answers = EarlyExitPredictor(model, batch_size=3).predict(rows, **limits)
+    wanted = model(**batch, **limits)
+    torch.testing.assert_close(answers.logits, wanted.logits, **CLOSE)
+    assert answers.exit_layers.tolist() == wanted.exit_layers.tolist()
 
 
 def test_exits_are_collected_and_told_by_the_pipeline(model, case, tmp_path, caplog):

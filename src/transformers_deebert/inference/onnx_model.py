@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +20,7 @@ from ..models.outputs_deebert import EarlyExitSequenceClassifierOutput
 from .onnx_folder import read_notes
 
 
-@dataclass
-class PlannedState(LayerState):
-    """
-    A [`LayerState`] that knows the plan.
-
-    Args:
-        asked (`frozenset[int]`): The layers, 1 … L, whose exits are asked.
-    """
-
-    asked: frozenset[int] = frozenset()
+CONSULT, SKIP = np.array([True]), np.array([False])
 
 
 class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
@@ -64,14 +54,15 @@ class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
     def embed(self, mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         return torch.empty(*mask.shape, 0)
 
-    def advance(self, state: PlannedState) -> None:  # type: ignore[override]
-        """Runs one segment; what its exit says is noted in the state's context, if it is in the plan at all."""
+    def advance(self, state: LayerState, asked: bool = True) -> None:
+        """Runs one segment; what its exit says, if it is asked, is noted in the state's context."""
         index = state.layer
+        tensors = {"hidden": state.hidden, "attention_mask": state.mask, **state.tokens}
+        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
+        arrays["consult"] = CONSULT if asked else SKIP
         # Tokens that nobody gave are zeros, as in the stock models.
-        consult = torch.tensor([index + 1 in state.asked])
-        tensors = {"hidden": state.hidden, "attention_mask": state.mask, "consult": consult, **state.tokens}
         feeds = {
-            name: np.ascontiguousarray(tensors[name].numpy() if name in tensors else np.zeros_like(state.mask.numpy()))
+            name: arrays[name] if name in arrays else np.zeros_like(arrays["attention_mask"])
             for name in self.inputs[index]
         }
         *states, logits = self.sessions[index].run(self.outputs[index], feeds)
@@ -82,15 +73,11 @@ class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
         state.layer += 1
 
     def answer(self, state: LayerState, plan: ExitPlan, answer_last: Any) -> ExitCandidate:
-        return ExitCandidate(logits=state.context["logits"], pooled=None, memory=state.memory)
+        return answer_last(state)
 
-    def run_layers(
-        self, state: LayerState, plan: ExitPlan, *args: Any, return_dict: bool = True, **kwargs: Any
-    ) -> dict:
-        asked = frozenset(range(1, len(self.sessions) + 1)) if plan.all_off_ramps else plan.stops
-        planned = PlannedState(**vars(state), asked=asked)
+    def run_layers(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> dict:
         # Without the hooks that collect attentions: there are no modules to hook.
-        return EarlyExitBackbone.run_layers.__wrapped__(self, planned, plan, *args, **kwargs)
+        return EarlyExitBackbone.run_layers.__wrapped__(self, *args, **kwargs)
 
 
 class OnnxEarlyExitModel(PreTrainedModel):
@@ -98,7 +85,7 @@ class OnnxEarlyExitModel(PreTrainedModel):
     A classifier with off-ramps whose layers are run by ONNX Runtime: called like the PyTorch model, it gives the same
     answers and exits. It has no parameters and is for inference on the host; on a provider with a memory of its own,
     states are copied between layers. Goes where the PyTorch model goes that is only called: `pipeline`,
-    `collect_exits`, `time_thresholds`.
+    [`EarlyExitPredictor`], `collect_exits`, `time_thresholds`.
 
     ```python
     >>> from transformers_deebert import OnnxEarlyExitModel, export_onnx
@@ -178,6 +165,10 @@ class OnnxEarlyExitModel(PreTrainedModel):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
+    def answer_last(self, state: LayerState) -> ExitCandidate:
+        """What the last segment said, as all others: the head is in it as the off-ramps are in theirs."""
+        return ExitCandidate(logits=state.context["logits"], pooled=None, memory=state.memory)
+
     @can_return_tuple
     def forward(
         self,
@@ -200,7 +191,7 @@ class OnnxEarlyExitModel(PreTrainedModel):
         with torch.no_grad():
             output = self.backbone.run(
                 {name: as_tensor(name, value) for name, value in inputs.items()},
-                answer_last=None,
+                answer_last=self.answer_last,
                 keep_states=False,
                 early_exit_entropy=early_exit_entropy,
                 exit_layer=exit_layer,

@@ -174,8 +174,9 @@ class Scheduler:
     def apply(self, group: Group) -> list[Answers]:
         """Runs a group through its next layer. Who leaves there is answered, the others wait behind it."""
         state = group.state
-        self.model.base_model.advance(state)
-        if state.layer not in self.stops:
+        asked = state.layer + 1 in self.stops
+        self.model.base_model.advance(state, asked)
+        if not asked:
             self.waiting[state.layer].add(group, self.begun)
             return []
         candidate = self.model.base_model.answer(state, self.plan, self.model.answer_last)

@@ -10,6 +10,9 @@ import torch
 from .predictions import Answers
 
 
+FIRST_WINDOW = 8  # the first window is so many times smaller than the others
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
     """
@@ -63,10 +66,12 @@ class RowReader:
         self, items: Iterable[tuple[int, Any]], batch_size: int, batches: int, stopped: Callable[[], bool]
     ) -> Iterator[Window]:
         """
-        Reads items with their indices, `batch_size * batches` at a time. The longest rows come first in the first
-        window, last in the second, and so on: rows that meet where two windows do are alike, too.
+        Reads items with their indices, `batch_size * batches` at a time, and fewer in the beginning, when the model
+        waits for them. The longest rows come first in the first window, last in the second, and so on: rows that meet
+        where two windows do are alike, too.
         """
-        items, size = iter(items), batch_size * batches
+        items = iter(items)
+        size = batch_size * max(1, batches // FIRST_WINDOW)
         wanted: list[str] | None = None
         longest_first = True
         error = None
@@ -80,6 +85,7 @@ class RowReader:
             rows = [row for row in rows if sorted(row.tokens) == wanted]
             rows.sort(key=lambda row: row.length, reverse=longest_first)
             longest_first = not longest_first
+            size = batch_size * batches
             yield Window([rows[start : start + batch_size] for start in range(0, len(rows), batch_size)], failures)
         raise error
 

@@ -142,8 +142,8 @@ class EarlyExitBackbone(EarlyExitLoading):
         further = {name: inputs[name] for name in self.layer_inputs if name in inputs}
         return LayerState.begin(embedded, mask, **further), columns
 
-    def advance(self, state: LayerState) -> None:
-        """Applies one layer, in place."""
+    def advance(self, state: LayerState, asked: bool = True) -> None:
+        """Applies one layer, in place; `asked`: whether its exit will be, for runtimes that compute both at once."""
         if self.checkpoints_in_loop and self.gradient_checkpointing and self.training:
             state.hidden = self.apply_checkpointed(state.layer, state)
         else:
@@ -213,10 +213,11 @@ class EarlyExitBackbone(EarlyExitLoading):
         off_ramp_logits = []
         stops = plan.stops
         while state.layer < plan.last_layer:
-            self.advance(state)
+            asked = plan.all_off_ramps or state.layer + 1 in stops
+            self.advance(state, asked)
             if keep_all_states:
                 hidden_states.append(state.hidden)
-            if not (plan.all_off_ramps or state.layer in stops):
+            if not asked:
                 continue
             candidate = self.answer(state, plan, answer_last)
             if plan.all_off_ramps:
