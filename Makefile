@@ -12,7 +12,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Folders count as sources too: a file that is gone changes its folder.
 SOURCES := $(shell find src -name __pycache__ -prune -o -print) pyproject.toml README.md LICENSE
 
-COMPARE := $(BIN)/python benchmarks/compare.py --threads $(THREADS)
+CXX_FOUND := $(shell command -v g++ 2>/dev/null)
+COMPARE := $(BIN)/python benchmarks/compare.py --threads $(THREADS) $(if $(CXX_FOUND),,--no_compile)
 define SMALL_BENCHMARKS
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/full_depth.py --pooling mean --batch_sizes 1 32 --repeats 10
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python benchmarks/compaction.py --batch_sizes 32 --repeats 3
@@ -55,13 +56,14 @@ style: $(VENV)/.installed-dev ## Mend lint and format
 	$(BIN)/python -m ruff format .
 
 benchmark: $(VENV)/.installed-dev ## Measure a little of everything, in minutes (the quickstart's model if it is in OUTPUT)
+	rm -f benchmarks/results/benchmark.json
 	if [ -f $(OUTPUT)/numbers.json ]; then set -- --parts text --model $(OUTPUT) --rows 64 --seconds 0.5; \
 		else set -- --parts shapes --shapes minilm --lengths 32; fi; \
 		$(COMPARE) "$$@" --batch_sizes 1 32 --output benchmarks/results/benchmark.json
 	$(SMALL_BENCHMARKS)
 
 benchmark-full: $(OUTPUT)/numbers.json ## Measure everything, in tens of minutes (to benchmarks/results)
-	$(COMPARE) --model $(OUTPUT) $(if $(shell command -v g++),--aot) --output benchmarks/results/benchmark-full.json
+	$(COMPARE) --model $(OUTPUT) $(if $(CXX_FOUND),--aot) --resume --output benchmarks/results/benchmark-full.json
 	$(SMALL_BENCHMARKS)
 
 $(OUTPUT)/numbers.json: | $(VENV)/.installed-dev

@@ -15,7 +15,9 @@ All of a group take turns, round by round, after a warm-up; the first of a round
 spread is the interquartile range over the median, and ratios are taken within each round before their median. The
 efficiency is (t0 + r (T - t0)) / t, with T the stock model on the same runtime, t0 the same without its layers, r
 the share of layers that the timed rows run and t the time measured. Where the stock model against itself is more than
-3 % apart, there is no verdict. All have the same number of threads, and those of ONNX Runtime sleep while others run.
+3 % apart, there is no verdict. All compute with the same number of threads, and those of ONNX Runtime sleep while
+others run; the predictor alone tokenizes in a thread besides. The stock class is exported to ONNX with the same
+exporter, attention, mask and quantisation as early exit.
 
 Results go to a JSON file, after each group: a run that is killed keeps what it has, and `--resume` measures the rest,
 and again what got no verdict.
@@ -32,7 +34,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from comparison import onnx_runtime
 from comparison.markdown import make_tables
 from comparison.real_text import load_subject, run_real_text
 from comparison.results import write
@@ -76,14 +77,17 @@ def place_of(group):
     return group["shape"], group["length"], group["batch_size"]
 
 
-def groups_to_keep(path, machine):
-    """Those of an earlier run that have a verdict, or were left out."""
+def earlier_groups(path, results, resume):
+    """Those of an earlier run that this one goes on with, which must have been measured in the same way."""
     if not path.exists():
         return []
+    if not resume:
+        sys.exit(f"{path} exists: go on with it by --resume, remove it, or name another --output.")
     earlier = json.loads(path.read_text(encoding="utf-8"))
-    if earlier["machine"] != machine:
-        sys.exit(f"{path} is of another machine, or of other versions: name another --output, or leave out --resume.")
-    return [group for group in earlier["groups"] if group.get("verdict", True)]
+    for name, value in results.items():
+        if earlier.get(name) != value:
+            sys.exit(f"{path} has {name} {earlier.get(name)}, not {value}: remove it, or name another --output.")
+    return earlier["groups"]
 
 
 def groups(args, done):
@@ -91,8 +95,6 @@ def groups(args, done):
     name = Path(args.model).name
     done_sizes = frozenset(size for size in args.batch_sizes if (name, None, size) in done)
     if "text" in args.parts and len(done_sizes) < len(args.batch_sizes):
-        if not onnx_runtime.knows_int8():
-            print("Early exit in int8 is left out: this `export_onnx` has no `dtype`.", flush=True)
         subject = load_subject(args.model, args.file, QUICKSTART)
         yield from run_real_text(
             subject,
@@ -112,7 +114,10 @@ def groups(args, done):
 
 
 def main():
-    args = make_parser().parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
+    if any(max(args.batch_sizes) % size for size in args.batch_sizes):
+        parser.error(f"--batch_sizes {args.batch_sizes}: each has to divide the largest, so that all batches are whole.")
     if args.table:
         print(make_tables(json.loads(Path(args.table).read_text(encoding="utf-8"))))
         return
@@ -122,16 +127,17 @@ def main():
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     torch.set_num_threads(args.threads)
     machine = describe_machine() | {"onnxruntime": version("onnxruntime")}
-    results = {"machine": machine, "threads": args.threads, "model": Path(args.model).name}
-    results |= {"groups": groups_to_keep(Path(args.output), machine) if args.resume else []}
+    settings = {name: getattr(args, name) for name in ("model", "file", "rows", "seconds", "savings", "shape_seconds")}
+    results = {"machine": machine, "threads": args.threads, "settings": settings}
+    measured = {place_of(group): group for group in earlier_groups(Path(args.output), results, args.resume)}
     print(machine, flush=True)
     begin = time.perf_counter()
-    for group in groups(args, {place_of(group) for group in results["groups"]}):
-        results["groups"].append(group)
-        results["seconds"] = time.perf_counter() - begin
+    for group in groups(args, {place for place, group in measured.items() if group.get("verdict", True)}):
+        measured[place_of(group)] = group
+        results["groups"] = list(measured.values())
         write(Path(args.output), results)
         print(make_tables({**results, "groups": [group]}).split("\n\n", 1)[1], end="\n\n", flush=True)
-    print(f"{results.get('seconds', 0) / 60:.1f} minutes; all of it is in {args.output}.")
+    print(f"{(time.perf_counter() - begin) / 60:.1f} minutes; all of it is in {args.output}.")
 
 
 if __name__ == "__main__":

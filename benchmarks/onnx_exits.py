@@ -13,17 +13,15 @@ the exported model, and prints on all rows of the file what becomes of accuracy 
 
 import argparse
 import json
-import os
 import statistics
 import tempfile
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
 from rotation import ratio, time_rotation
+from stock_onnx import export_stock, open_session, run_session
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from transformers_deebert import (
@@ -35,40 +33,6 @@ from transformers_deebert import (
     sweep_thresholds,
 )
 from transformers_deebert.analysis.timing import describe_machine
-from transformers_deebert.inference.onnx_int8 import quantize_layers
-from transformers_deebert.inference.onnx_model import session_options
-from transformers_deebert.inference.onnx_segments import export_module
-
-
-class StockLogits(torch.nn.Module):
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids, attention_mask, token_type_ids):
-        tokens = {"token_type_ids": token_type_ids} if takes_segments(self.model) else {}
-        return self.model(input_ids=input_ids, attention_mask=attention_mask, **tokens).logits
-
-
-def takes_segments(model):
-    return "token_type_ids" in model.forward.__code__.co_varnames
-
-
-def export_stock(stock, path, dtype="float32"):
-    """The stock class at full depth, for any width."""
-    mask = torch.ones(1, 8, dtype=torch.long)
-    mask[:, 5:] = 0
-    inputs = [torch.ones_like(mask), mask, torch.zeros_like(mask)]
-    names = ["input_ids", "attention_mask", "token_type_ids"]
-    graph = export_module(StockLogits(stock), inputs, names, ["logits"], {1: "width"}, 20)
-    onnx.save(quantize_layers(graph, "logits") if dtype == "int8" else graph, path)
-
-
-def open_session(path, threads, spinning):
-    options = session_options(threads)
-    if spinning:
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
-    return onnxruntime.InferenceSession(os.fspath(path), options, disabled_optimizers=["SkipLayerNormFusion"])
 
 
 class Exported:
@@ -77,7 +41,7 @@ class Exported:
     def __init__(self, model, dtype, args):
         with tempfile.TemporaryDirectory() as temporary:
             folder = export_onnx(model, Path(temporary) / "onnx", dtype=dtype)
-            export_stock(stock_model(model), folder / "stock.onnx", dtype)
+            export_stock(stock_model(model), folder / "stock.onnx", dtype, one_row=True)
             self.segments = OnnxEarlyExitModel.from_pretrained(folder, num_threads=args.threads)
             names = [f"segment_{layer:02d}.onnx" for layer in range(1, model.config.num_hidden_layers + 1)]
             self.segments.backbone.sessions = [
@@ -86,13 +50,6 @@ class Exported:
             self.single, self.stock = (
                 open_session(folder / name, args.threads, args.spinning) for name in ("model.onnx", "stock.onnx")
             )
-
-
-def run_session(session, rows, **settings):
-    names = [value.name for value in session.get_inputs()]
-    return [
-        session.run(None, {name: array for name, array in (row | settings).items() if name in names}) for row in rows
-    ]
 
 
 @torch.inference_mode()

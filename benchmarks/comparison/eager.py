@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from onnx_exits import StockLogits
+from stock_onnx import StockLogits
 
 from .contender import AHEAD, COMPILED, CONTROL, NO_LAYERS, PYTORCH, STOCK, Contender, Point, exits_of_outputs
 

@@ -14,7 +14,12 @@ from .contender import NO_LAYERS, STOCK, TEXTS, Contender, Point
 def pipeline_contenders(subject: Any, texts: list[str], batch_size: int, accuracy: float) -> list[Contender]:
     """`pipeline("text-classification")` around the stock class, and around the same without layers."""
     return [
-        Contender(name, TEXTS, partial(run_pipeline, make_pipeline(subject, model), texts, batch_size), accuracy=right)
+        Contender(
+            name,
+            TEXTS,
+            partial(run_pipeline, make_pipeline(subject, model), texts, batch_size, subject.max_length),
+            accuracy=right,
+        )
         for name, model, right in ((STOCK, subject.stock, accuracy), (NO_LAYERS, subject.bare, None))
     ]
 
@@ -23,8 +28,8 @@ def make_pipeline(subject: Any, model: Any) -> Any:
     return pipeline("text-classification", model=model, tokenizer=subject.tokenizer, device=model.device)
 
 
-def run_pipeline(pipe: Any, texts: list[str], batch_size: int) -> list[dict[str, Any]]:
-    return pipe(texts, batch_size=batch_size, truncation=True)
+def run_pipeline(pipe: Any, texts: list[str], batch_size: int, max_length: int) -> list[dict[str, Any]]:
+    return pipe(texts, batch_size=batch_size, truncation=True, max_length=max_length)
 
 
 def predictor_contenders(subject: Any, texts: list[str], batch_size: int, points: list[Point]) -> list[Contender]:

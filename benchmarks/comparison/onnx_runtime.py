@@ -1,29 +1,18 @@
 """Contenders in ONNX Runtime: the stock class, the segments, and the single file with the exits inside."""
 
-import inspect
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
-from onnx_exits import StockLogits
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+from stock_onnx import export_stock, open_session, run_session
 
 from transformers_deebert import OnnxEarlyExitModel, export_onnx
-from transformers_deebert.inference.onnx_model import session_options
-from transformers_deebert.inference.onnx_segments import export_module
 
 from .contender import NO_LAYERS, ONNX, STOCK, Contender, Point, exits_of_outputs
 from .eager import Batches, run_model, with_token_types
-
-
-INPUTS = ["input_ids", "attention_mask", "token_type_ids"]
 
 
 @dataclass(frozen=True)
@@ -34,8 +23,8 @@ class OnnxModels:
     Args:
         dtype (`str`): `"float32"` or `"int8"`.
         stock, bare (`onnxruntime.InferenceSession`): The stock class at full depth, and without its layers.
-        segments ([`OnnxEarlyExitModel`], *optional*): A file for each layer; `None` where they cannot be written.
-        single (`onnxruntime.InferenceSession`, *optional*): One file with the exits inside, for one row at a time.
+        segments ([`OnnxEarlyExitModel`]): A file for each layer.
+        single (`onnxruntime.InferenceSession`): One file with the exits inside, for one row at a time.
     """
 
     dtype: str
@@ -45,59 +34,20 @@ class OnnxModels:
     single: Any
 
 
-def knows_int8() -> bool:
-    """Whether this version of the library writes int8."""
-    return "dtype" in inspect.signature(export_onnx).parameters
-
-
 def make_onnx(model: Any, stock: Any, bare: Any, folder: Path, threads: int, dtype: str = "float32") -> OnnxModels:
     """Exports the models to `folder` and loads them, each with `threads` threads that never wait awake."""
     files = {}
     for name, one in {"stock": stock, "bare": bare}.items():
         files[name] = folder / f"{name}_{dtype}.onnx"
-        export_whole(one, files[name], dtype)
-    segments = single = None
-    if dtype == "float32" or knows_int8():
-        exits = export_onnx(model, folder / dtype, **({} if dtype == "float32" else {"dtype": dtype}))
-        segments = OnnxEarlyExitModel.from_pretrained(exits, num_threads=threads)
-        single = make_session(exits / "model.onnx", threads)
+        export_stock(one, files[name], dtype)
+    exits = export_onnx(model, folder / dtype, dtype=dtype)
     return OnnxModels(
-        dtype, make_session(files["stock"], threads), make_session(files["bare"], threads), segments, single
+        dtype=dtype,
+        stock=open_session(files["stock"], threads),
+        bare=open_session(files["bare"], threads),
+        segments=OnnxEarlyExitModel.from_pretrained(exits, num_threads=threads),
+        single=open_session(exits / "model.onnx", threads),
     )
-
-
-def export_whole(model: Any, path: Path, dtype: str) -> None:
-    """A stock model for any number of rows and any width, by the exporter that writes the exits."""
-    mask = torch.ones(2, 8, dtype=torch.long)
-    mask[1, 5:] = 0
-    inputs = [torch.ones_like(mask), mask, torch.zeros_like(mask)]
-    graph = export_module(StockLogits(model), inputs, INPUTS, ["logits"], {0: "rows", 1: "width"}, 20)
-    if dtype == "int8":
-        quantize(graph, path)
-    else:
-        onnx.save(graph, path)
-
-
-def quantize(graph: onnx.ModelProto, path: Path) -> None:
-    """Weights in int8, a scale for each channel; activations are quantized as they come."""
-    del graph.graph.value_info[:]  # ONNX Runtime infers shapes anew, and those noted here confuse it
-    add_pre_process_metadata(graph)  # or it advises to prepare the graph, which the exporter has done
-    quantize_dynamic(graph, path, per_channel=True, weight_type=QuantType.QInt8)
-
-
-def make_session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    # On the CPU the fused operator is slower than its parts, for the stock model too.
-    return onnxruntime.InferenceSession(
-        os.fspath(path), session_options(threads), disabled_optimizers=["SkipLayerNormFusion"]
-    )
-
-
-def run_session(session: Any, arrays: list[dict[str, np.ndarray]], **settings: np.ndarray) -> list[list[np.ndarray]]:
-    names = {value.name for value in session.get_inputs()}
-    return [
-        session.run(None, {name: array for name, array in (batch | settings).items() if name in names})
-        for batch in arrays
-    ]
 
 
 def to_arrays(batches: Batches) -> list[dict[str, np.ndarray]]:

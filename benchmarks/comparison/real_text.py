@@ -207,7 +207,7 @@ def in_pytorch(
         *eager.truncated_contenders(subject.model, batches, right),
         *eager.exit_contenders(subject.model, batches, at_ends + points),
         *from_texts.pipeline_contenders(subject, texts, batch_size, right[-1]),
-        *from_texts.predictor_contenders(subject, texts, batch_size, points),
+        *from_texts.predictor_contenders(subject, texts, batch_size, [at_ends[0], *points]),
     ]
 
 
@@ -220,8 +220,6 @@ def in_onnx_runtime(
     else:
         stock_accuracy = session_accuracy(subject, models.stock, batch_size)
     contenders = onnx_runtime.stock_contenders(models, batches, stock_accuracy)
-    if models.segments is None:
-        return contenders
     if models.dtype != "float32":
         choosing, reading = subject.collect(models.segments, batch_size)
     points = [Point("S = 0", 0.0, 0.0, accuracies(reading)[-1]), *make_points(choosing, reading)]

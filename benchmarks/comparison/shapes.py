@@ -49,9 +49,9 @@ def make_model(layers: int, width: int, **settings: Any) -> Any:
 
 
 def make_batches(model: Any, batch_size: int, length: int, rows: int = LEAST_ROWS) -> eager.Batches:
-    """Batches of random tokens without padding; as many as make `rows` rows, one at least."""
+    """Batches of random tokens without padding; as many as make `rows` rows at least."""
     generator = torch.Generator().manual_seed(length)
-    shape = (max(1, rows // batch_size), batch_size, length)
+    shape = (-(-rows // batch_size), batch_size, length)
     ids = torch.randint(1, model.config.vocab_size, shape, generator=generator)
     return [
         {"input_ids": batch, "attention_mask": torch.ones_like(batch), "token_type_ids": torch.zeros_like(batch)}

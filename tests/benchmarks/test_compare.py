@@ -13,6 +13,7 @@ sys.path.insert(0, BENCHMARKS)
 try:
     import compare
     from comparison import real_text, results, schedule, shapes
+    from comparison.contender import NO_LAYERS, PYTORCH, STOCK, Contender
     from comparison.markdown import NO_VERDICT, make_tables
 finally:
     sys.path.remove(BENCHMARKS)
@@ -120,15 +121,27 @@ def test_timed_rows_save_about_as_much_as_all():
         real_text.timed_places(table, points, rows=10, largest_batch=20)
 
 
-def test_a_resumed_run_keeps_what_has_a_verdict(groups, tmp_path):
-    kept, busy = {**groups[0], "verdict": True}, {**groups[1], "verdict": False}
-    left_out = {**groups[2], "contenders": [], "left_out": "too long"}
-    del left_out["verdict"]
-    path = tmp_path / "compare.json"
-    machine = {"processor": "abacus", "threads": 1}
-    assert compare.groups_to_keep(path, machine) == []
-    results.write(path, {"machine": machine, "threads": 1, "groups": [kept, busy, left_out]})
-    found = compare.groups_to_keep(path, machine)
-    assert [compare.place_of(group) for group in found] == [("tiny", 6, 1), ("tiny", 6, 24)]
-    with pytest.raises(SystemExit, match="another machine"):
-        compare.groups_to_keep(path, machine | {"threads": 2})
+def test_a_resumed_run_goes_on_with_the_same_settings(groups, tmp_path):
+    path, run = tmp_path / "compare.json", {"machine": {"processor": "abacus"}, "threads": 1, "settings": {"rows": 9}}
+    assert compare.earlier_groups(path, run, resume=False) == []
+    results.write(path, run | {"groups": groups})
+    found = compare.earlier_groups(path, run, resume=True)
+    assert [compare.place_of(group) for group in found] == [("tiny", 6, 1), ("tiny", 6, 8), ("tiny", 6, 24)]
+    with pytest.raises(SystemExit, match="exists"):
+        compare.earlier_groups(path, run, resume=False)
+    for other in ({"threads": 2}, {"machine": {}}, {"settings": {"rows": 8}}):
+        with pytest.raises(SystemExit, match=f"has {next(iter(other))}"):
+            compare.earlier_groups(path, run | other, resume=True)
+
+
+def test_the_efficiency_is_of_the_layers_alone():
+    """Half of the layers' time, and all of the rest."""
+    stock, none = (PYTORCH, STOCK), (PYTORCH, NO_LAYERS)
+    ours = Contender("early exit", PYTORCH, lambda: None)
+    taken = {stock: [5.0, 5.0, 10.0], none: [1.0, 1.0, 2.0], ours.key: [3.0, 6.0, 6.0]}
+    line = results.line(ours, taken, share=0.5, rows=100)
+    assert line["efficiency"] == 1.0  # of 1, 0.5 and 1
+    assert line["timed_saving"] == 0.5
+    assert line["ms_per_row"] == 60
+    assert line["faster_than_stock"] == line["faster_than_same_runtime"] == pytest.approx(5 / 3)
+    assert results.line(Contender(STOCK, PYTORCH, lambda: None), taken, 1.0, 100)["efficiency"] is None
