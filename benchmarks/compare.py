@@ -117,7 +117,7 @@ def main():
     parser = make_parser()
     args = parser.parse_args()
     if any(max(args.batch_sizes) % size for size in args.batch_sizes):
-        parser.error(f"--batch_sizes {args.batch_sizes}: each has to divide the largest, so that all batches are whole.")
+        parser.error(f"--batch_sizes {args.batch_sizes}: each has to divide the largest, so that batches are whole.")
     if args.table:
         print(make_tables(json.loads(Path(args.table).read_text(encoding="utf-8"))))
         return
