@@ -20,11 +20,18 @@ def shared_state() -> Any:
     from accelerate import PartialState
 
     # Without an accelerator accelerate connects processes only when it is told that they run on the CPU.
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    state = PartialState(cpu=accelerator is None or accelerator.type == "mps")
+    state = PartialState(cpu=not joins_processes())
     if state.num_processes != world:
         raise ValueError(
             f"{world} processes were launched (WORLD_SIZE), but accelerate knows {state.num_processes}, so that each "
             "would do all the work: on the CPU, make its first state with `PartialState(cpu=True)`."
         )
     return state
+
+
+def joins_processes() -> bool:
+    """Whether this machine has an accelerator through which accelerate connects processes."""
+    if not torch.accelerator.is_available():
+        return False
+    accelerator = torch.accelerator.current_accelerator()
+    return accelerator is not None and accelerator.type != "mps"
