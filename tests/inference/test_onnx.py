@@ -25,7 +25,14 @@ from conftest import (
 )
 from transformers import BertTokenizer, pipeline
 
-from transformers_deebert import EarlyExitPredictor, OnnxEarlyExitModel, collect_exits, export_onnx, pick_threshold
+from transformers_deebert import (
+    EarlyExitPredictor,
+    OnnxEarlyExitModel,
+    apply_threshold,
+    collect_exits,
+    export_onnx,
+    pick_threshold,
+)
 from transformers_deebert.cli import main
 
 
@@ -192,6 +199,58 @@ def test_configuration_decides_where_the_call_says_nothing(folder, case, tmp_pat
     check_same(model(**batch), expected)
     model.save_pretrained(tmp_path / "copy")
     check_same(OnnxEarlyExitModel.from_pretrained(tmp_path / "copy", num_threads=1)(**batch), expected)
+
+
+def collect(model, batch):
+    """The table of the rows of a batch, one at a time."""
+    lengths = batch["attention_mask"].sum(1).tolist()
+    rows = [
+        {"input_ids": ids[:length], "labels": torch.tensor(row % 3)}
+        for row, (ids, length) in enumerate(zip(batch["input_ids"], lengths, strict=True))
+    ]
+    return collect_exits(model, rows, batch_size=1, progress=False)
+
+
+def test_a_chosen_threshold_is_the_folders_own(folder, case, tmp_path):
+    _, batch, _, _ = case
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    table = collect(OnnxEarlyExitModel.from_pretrained(copy, num_threads=1), batch)
+    choice = pick_threshold(table, target_saving=0.3)
+    assert choice.temperatures == tuple(TEMPERATURES)
+    expected = table.exits_at(choice.threshold)[0].tolist()
+    assert len(set(expected)) >= 3
+    apply_threshold(copy, choice)
+    model = OnnxEarlyExitModel.from_pretrained(copy, num_threads=1)
+    assert model(**batch).exit_layers.tolist() == expected
+    assert model.config.off_ramp_temperatures == TEMPERATURES
+    assert json.loads((copy / "numbers.json").read_text())["threshold_choice"] == choice.to_dict()
+    assert not (copy / "README.md").exists()  # it would tell how to load a checkpoint
+
+    other = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
+    apply_threshold(other, choice)
+    assert other(**batch).exit_layers.tolist() == expected
+
+
+def test_temperatures_of_the_graphs_stay(folder, case, tmp_path):
+    _, batch, _, _ = case
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    model = OnnxEarlyExitModel.from_pretrained(copy, num_threads=1)
+    table = collect(model, batch)
+    for temperatures in ([1.5, 0.5, 2.5], None):
+        choice = pick_threshold(table.with_temperatures(temperatures), target_saving=0.3)
+        for place in (copy, model):
+            with pytest.raises(ValueError, match=r"`choice` is .* are \[1\.5, 0\.5, 2\.0\].*export that again"):
+                apply_threshold(place, choice)
+    assert model.config.early_exit_entropy is None
+    assert json.loads((copy / "config.json").read_text())["early_exit_entropy"] is None
+    assert not (copy / "numbers.json").exists()
+    # What is noted are those that the exits have, not what somebody wrote into the configuration.
+    model.config.off_ramp_temperatures = None
+    again = collect(model, batch)
+    np.testing.assert_array_equal(again.logits, table.logits)
+    assert again.temperatures == table.temperatures == tuple(TEMPERATURES)
 
 
 def test_arrays_segments_labels_and_tuples(model, case):

@@ -100,7 +100,7 @@ def collect_exits(
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_table(folder)
-                write_facts(folder, config.num_hidden_layers, names, getattr(config, "off_ramp_temperatures", None))
+                write_facts(folder, config.num_hidden_layers, names, temperatures_of(model))
             if state is not None:
                 state.wait_for_everyone()
             name = ARROW_FILE if world == 1 else f"exits-{rank:05d}-of-{world:05d}.arrow"
@@ -117,6 +117,12 @@ def collect_exits(
     finally:
         model.train(training)
     return table
+
+
+def temperatures_of(model: Any) -> list[float] | None:
+    """What the model's off-ramps are scaled by: exported graphs keep theirs, whatever the configuration says now."""
+    configured = getattr(model.config, "off_ramp_temperatures", None)
+    return getattr(model, "exported_temperatures", configured)
 
 
 def labelled(windows: Iterator[dict[str, np.ndarray]], classes: int) -> Iterator[dict[str, np.ndarray]]:

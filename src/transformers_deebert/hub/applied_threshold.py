@@ -5,8 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..analysis.tables import write_json
 from ..analysis.threshold_choice import ThresholdChoice
 from ..families import FAMILIES
+from ..inference.onnx_folder import NOTES_FILE
 from ..models.configuration_early_exit_deebert import check_temperatures, check_thresholds
 from .model_card import NUMBERS_FILE, read_numbers, write_model_card
 
@@ -14,22 +16,29 @@ from .model_card import NUMBERS_FILE, read_numbers, write_model_card
 def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     """
     Makes a model exit at a chosen threshold, with the temperatures that it was chosen with, unless a call says
-    otherwise. For a saved checkpoint it also keeps the evidence in `numbers.json` and writes the model card again.
+    otherwise. For a saved checkpoint it also keeps the evidence in `numbers.json` and writes the model card again; for
+    exported ONNX files it keeps the evidence, and there is no card.
 
     Args:
-        model (`PreTrainedModel`, `str` or `Path`): A model in memory, or the folder of a saved one.
+        model (`PreTrainedModel`, [`OnnxEarlyExitModel`], `str` or `Path`):
+            A model in memory, or the folder of a saved or exported one. The single file `model.onnx` is given its
+            threshold with each row: what applies to a folder is read by [`OnnxEarlyExitModel`].
         choice ([`ThresholdChoice`]): From [`pick_threshold`].
 
     Raises:
         ValueError: for a choice whose target is not met, that is for another number of layers or labels, or about an
-            ensemble; for a folder without an early-exit checkpoint.
+            ensemble; for a folder without an early-exit checkpoint; for ONNX files with other temperatures inside than
+            those of the choice.
     """
     if not choice.met:
         raise ValueError(f"`choice` does not meet its target ({choice.reason}): choose another target.")
     if not isinstance(model, (str, os.PathLike)):
         if not hasattr(getattr(model, "base_model", None), "off_ramps"):
             raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
-        for name, value in settings_of(choice, model.config.num_hidden_layers, model.config.num_labels).items():
+        settings = settings_of(choice, model.config.num_hidden_layers, model.config.num_labels)
+        if hasattr(model, "exported_temperatures"):
+            check_exported(choice, model.exported_temperatures)
+        for name, value in settings.items():
             setattr(model.config, name, value)
         return
     folder = Path(model)
@@ -40,6 +49,9 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     labels = len(config["id2label"]) if "id2label" in config else 2
     before = config.get("off_ramp_temperatures")
     config |= settings_of(choice, int(config.get("num_hidden_layers") or config["n_layers"]), labels)
+    exported = folder / NOTES_FILE
+    if exported.is_file():
+        check_exported(choice, json.loads(exported.read_text(encoding="utf-8"))["off_ramp_temperatures"])
     numbers = dict(read_numbers(stored)) if stored.is_file() else {}
     if numbers.get("off_ramp_temperatures", before) != plain(choice.temperatures):
         numbers.pop("trade_off", None)  # its thresholds are about other temperatures
@@ -52,7 +64,11 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
         numbers["chosen"] = {name: numbers["chosen"][name] for name in ("threshold", "how")}
     numbers["default_threshold"] = plain(choice.threshold)
     numbers["off_ramp_temperatures"] = plain(choice.temperatures)
-    write_model_card(folder, numbers)  # the configuration last: a card that cannot be written changes nothing
+    # The configuration last: a card that cannot be written changes nothing.
+    if exported.is_file():
+        write_json(stored, numbers)  # the card would tell how to load a checkpoint, which is not there
+    else:
+        write_model_card(folder, numbers)
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     os.replace(unfinished, path)
@@ -75,6 +91,16 @@ def settings_of(choice: ThresholdChoice, layers: int, labels: int) -> dict[str, 
         "off_ramp_temperatures": plain(choice.temperatures),
         "exit_layer": None,  # it and a threshold exclude each other
     }
+
+
+def check_exported(choice: ThresholdChoice, exported: list[float] | None) -> None:
+    """Raises `ValueError` where a choice is about other temperatures than those that exported graphs divide by."""
+    ones = [1.0] * (choice.layers - 1)
+    if list(choice.temperatures or ones) != list(exported or ones):
+        raise ValueError(
+            f"`choice` is about off-ramps with the temperatures {plain(choice.temperatures)}, but those in the ONNX "
+            f"files of `model` are {exported}, and stay so: apply it to the checkpoint and export that again."
+        )
 
 
 def chosen_numbers(choice: ThresholdChoice) -> dict[str, Any]:

@@ -101,10 +101,11 @@ class OnnxEarlyExitModel(PreTrainedModel):
     base_model_prefix = "backbone"
     main_input_name = "input_ids"
 
-    def __init__(self, config: PreTrainedConfig, backbone: OnnxBackbone, folder: Path) -> None:
+    def __init__(self, config: PreTrainedConfig, backbone: OnnxBackbone, folder: Path, temperatures: Any) -> None:
         super().__init__(config)
         self.backbone = backbone
         self.folder = folder
+        self.exported_temperatures = temperatures  # a list, or `None`: those in the graphs
         self.loss_type = "ForSequenceClassification"
         self.eval()
 
@@ -150,7 +151,8 @@ class OnnxEarlyExitModel(PreTrainedModel):
             )
             for entry in notes["segments"]
         ]
-        return cls(config, OnnxBackbone(config, sessions, notes["max_tokens"]), folder).eval()
+        backbone = OnnxBackbone(config, sessions, notes["max_tokens"])
+        return cls(config, backbone, folder, notes["off_ramp_temperatures"]).eval()
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
         """Copies the exported folder, with the configuration as it is now."""
