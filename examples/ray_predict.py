@@ -84,14 +84,28 @@ def find_input(inputs: list[str]) -> tuple[list[str], str]:
     return [file if "://" in file else str(Path(file).resolve()) for file in files], formats.pop()
 
 
+def find_model(name: str) -> str:
+    """The checkpoint as actors find it, which start in folders of their own; names on the Hub stay as they are."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
 def find_output(folder: str) -> str:
-    """Where to write; raises `ValueError` for a folder that holds something: answers of two runs would mix."""
-    if "://" in folder:
-        return folder
-    path = Path(folder).resolve()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    """
+    Where to write; raises `ValueError` for a folder that holds something: answers of two runs would mix. Addresses
+    that pyarrow does not know (`memory://…`) are not looked into.
+    """
+    from pyarrow import ArrowInvalid, fs
+
+    place = folder if "://" in folder else str(Path(folder).resolve())
+    try:
+        system, path = fs.FileSystem.from_uri(place)
+    except ArrowInvalid:
+        return place
+    known = system.get_file_info(path).type
+    inside = known == fs.FileType.Directory and system.get_file_info(fs.FileSelector(path))
+    if known == fs.FileType.File or inside:
         raise ValueError(f"`--output_dir` {folder!r} is not empty: name a new folder.")
-    return str(path)
+    return place
 
 
 def check_columns(known: list[str], text_column: str, keep: list[str]) -> list[str]:
@@ -112,8 +126,10 @@ def check_settings(args: argparse.Namespace) -> None:
             raise ValueError(f"`--{name}` must be 1 or more, got {getattr(args, name)}.")
     if not 0 <= args.gpus_per_actor < float("inf"):
         raise ValueError(f"`--gpus_per_actor` must be 0 or more, got {args.gpus_per_actor}.")
-    # Loads the model: a wrong name, a stock model and thresholds that do not fit it show here.
-    Classifier(args).predictor.predict([], early_exit_entropy=args.early_exit_entropy)
+    # Loads the model: a wrong name, a stock model and thresholds that do not fit it show here. On the CPU: the GPUs
+    # belong to the actors.
+    here = argparse.Namespace(**vars(args) | {"gpus_per_actor": 0.0})
+    Classifier(here).predictor.predict([], early_exit_entropy=args.early_exit_entropy)
 
 
 def start_ray(actors: int, cores: int, gpus: float) -> None:
@@ -148,6 +164,7 @@ def classify(args: argparse.Namespace) -> Counter:
 
     files, kind = find_input(args.input)
     output = find_output(args.output_dir)
+    args.model_name_or_path = find_model(args.model_name_or_path)
     check_settings(args)
     start_ray(args.actors, args.cpus_per_actor, args.gpus_per_actor)
     rows = ray.data.read_json(files, lines=True) if kind == ".jsonl" else ray.data.read_parquet(files)

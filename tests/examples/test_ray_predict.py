@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
@@ -161,20 +162,42 @@ def test_input(ray_predict, rows, tmp_path):
             ray_predict.find_input(given)
 
 
-def test_output(ray_predict, tmp_path):
-    assert ray_predict.find_output(str(tmp_path / "new")) == str(tmp_path / "new")
-    assert ray_predict.find_output("s3://bucket/answers") == "s3://bucket/answers"
+def test_model(ray_predict, checkpoint, monkeypatch):
+    monkeypatch.chdir(checkpoint.parent)
+    assert ray_predict.find_model(checkpoint.name) == str(checkpoint)
+    assert ray_predict.find_model("org/name") == "org/name"
+
+
+def test_output(ray_predict, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    for new in ("new", str(tmp_path / "new")):
+        assert ray_predict.find_output(new) == str(tmp_path / "new")
+    for new in (f"file://{tmp_path}/new", "mock:///bucket/answers", "unknown://bucket/answers"):
+        assert ray_predict.find_output(new) == new
     (tmp_path / "file").touch()
-    for taken in (tmp_path, tmp_path / "file"):
+    (tmp_path / "empty").mkdir()
+    ray_predict.find_output(str(tmp_path / "empty"))
+    for taken in (tmp_path, tmp_path / "file", f"file://{tmp_path}", f"file://{tmp_path}/file", "file"):
         with pytest.raises(ValueError, match="is not empty: name a new folder"):
             ray_predict.find_output(str(taken))
+
+
+def test_settings_are_checked_on_the_cpu(ray_predict, checkpoint, monkeypatch):
+    """The driver has no GPU, where Ray lends them to actors."""
+    settings = {"early_exit_entropy": THRESHOLD, "batch_size": 4, "max_length": 16, "actors": 1, "cpus_per_actor": 1}
+    args = Namespace(model_name_or_path=str(checkpoint), text_column="sentence", gpus_per_actor=0.5, **settings)
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, place: moved.append(place) or module)
+    ray_predict.check_settings(args)
+    assert moved == ["cpu"]
+    assert args.gpus_per_actor == 0.5
 
 
 def test_an_actor_answers_a_table(ray_predict, checkpoint, rows):
     """What Ray calls, in this process."""
     pa = pytest.importorskip("pyarrow")
-    from argparse import Namespace
-
     args = Namespace(
         model_name_or_path=str(checkpoint),
         text_column="sentence",
