@@ -287,6 +287,24 @@ def test_tokenizers_that_pad_on_the_left(case, tokenizer):
     assert_same(predictor.predict(TEXTS, early_exit_entropy=thresholds), expected)
 
 
+def test_other_embeddings(case):
+    """What the model knows is what its embeddings hold, whatever the configuration says."""
+    model, predictor, rows, thresholds, expected = case
+    table = model.get_input_embeddings()
+    larger = torch.nn.Embedding(120, table.embedding_dim, padding_idx=table.padding_idx)
+    larger.weight[:100] = table.weight
+    model.set_input_embeddings(larger)
+    assert model.config.vocab_size == 100
+    assert_same(predictor.predict(TEXTS, early_exit_entropy=thresholds), expected)
+    unseen = [{"input_ids": [2, 119, 3]}]
+    assert_same(predictor.predict(unseen, exit_layer=1), alone(model, unseen, exit_layer=1))
+    with pytest.raises(ValueError, match=r"between 2 and 120, but the model knows the tokens 0 … 119"):
+        predictor.predict([{"input_ids": [2, 120, 3]}])
+    model.set_input_embeddings(torch.nn.Embedding(50, table.embedding_dim))
+    with pytest.raises(ValueError, match=r"knows the tokens 0 … 49"):
+        predictor.predict([{"input_ids": [2, 99, 3]}])
+
+
 def test_a_peft_model(case):
     peft = pytest.importorskip("peft")
     model, predictor, _, thresholds, expected = case
@@ -342,6 +360,16 @@ def scheduler_and_batches(case, batch_size, rows):
     plan, _, reader = predictor._settings(TEXTS, None, thresholds, None, None, "raise")
     windows = reader.windows(enumerate(rows), batch_size, 4, lambda: False)
     return Scheduler(model, plan, batch_size, 10**9), (batch for window in windows for batch in window.batches)
+
+
+@pytest.mark.parametrize(("window", "sizes"), [(16, [4, 32, 32, 12]), (3, [2, 6, 6, 6]), (1, [2, 2, 2, 2])])
+def test_the_first_window_is_small(case, window, sizes):
+    """It is read while the model waits; the others are read while it works."""
+    _, predictor, rows, *_ = case
+    *_, reader = predictor._settings(TEXTS, None, None, None, None, "raise")
+    items = enumerate((rows * 2)[:80])
+    windows = itertools.islice(reader.windows(items, 2, window, lambda: False), 4)
+    assert [sum(len(batch) for batch in read.batches) for read in windows] == sizes
 
 
 def test_rows_on_their_way_are_bounded(case):

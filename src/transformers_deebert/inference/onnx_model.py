@@ -51,6 +51,9 @@ class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
     def max_tokens(self) -> int | None:
         return self.token_limit
 
+    def vocabulary(self) -> int:
+        return self.config.vocab_size
+
     def embed(self, mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         return torch.empty(*mask.shape, 0)
 

@@ -230,7 +230,7 @@ class EarlyExitPredictor:
         reader = RowReader(
             tokenizer=self.tokenizer,
             names=tuple(dict.fromkeys((*base.embedding_inputs, *base.layer_inputs))),
-            vocabulary=self.model.config.vocab_size,
+            vocabulary=base.vocabulary(),
             limit=base.max_tokens(),
             max_length=self.max_length,
             text_columns=columns if columns is None else tuple(columns),

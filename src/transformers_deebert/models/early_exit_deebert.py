@@ -74,6 +74,10 @@ class EarlyExitBackbone(EarlyExitLoading):
         # RoBERTa's positions, and those of its kind, start behind the padding index.
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
+    def vocabulary(self) -> int:
+        """Number of tokens that the model knows."""
+        return self.get_input_embeddings().weight.shape[0]
+
     def embed(self, mask: torch.Tensor, **inputs) -> torch.Tensor:
         """`(rows, width, hidden)` states in front of the first layer."""
         return self.embeddings(**inputs)
