@@ -34,6 +34,7 @@ from transformers_deebert import (
     pick_threshold,
 )
 from transformers_deebert.cli import main
+from transformers_deebert.inference.onnx_export import tell_of_defaults
 
 
 # Exporting takes seconds a layer: BERT and the family least like it are always tested, the others with the slow.
@@ -464,34 +465,51 @@ def test_int8_is_for_the_layers_only(folder, int8_folder):
         assert not onnx.load(path).metadata_props
 
 
-def test_int8_exits(int8_folder, case):
+def check_int8(folder, reference, batch):
     """Both forms agree row by row, are near the model in float32, and are not it."""
-    reference, batch, _, _ = case
-    model = OnnxEarlyExitModel.from_pretrained(int8_folder, num_threads=1)
+    model = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
     rows = [
         {name: tensor[row : row + 1, :length] for name, tensor in batch.items()} for row, length in enumerate(LENGTHS)
     ]
-    table = collect_exits(
-        model,
-        [{"input_ids": row["input_ids"][0], "labels": torch.tensor(0)} for row in rows],
-        batch_size=1,
-        progress=False,
-    )
+    table = collect(model, batch)
     wanted = torch.stack(reference(**batch, output_off_ramp_logits=True).off_ramp_logits, 1)
+    assert np.isfinite(table.logits).all()
     difference = np.abs(table.logits - wanted.numpy())
     assert 0.001 < difference.mean() < 0.1
-    thresholds = [float(entropy) for entropy in np.median(table.entropies[:, :-1], axis=0) + 1e-5]
+    thresholds = spread_thresholds(torch.from_numpy(table.entropies))
     answers = [model(**row, early_exit_entropy=thresholds) for row in rows]
     layers = torch.cat([answer.exit_layers for answer in answers])
     assert len(layers.unique()) >= 3
     assert layers.tolist() == table.exits_at(thresholds)[0].tolist()
-    session = onnxruntime.InferenceSession(int8_folder / "model.onnx")
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
     for row, (answer, given) in enumerate(zip(answers, rows, strict=True)):
         logits, layer = session.run(["logits", "exit_layer"], single_feeds(session, given, 0, thresholds))
         assert layer.tolist() == answer.exit_layers.tolist(), row
         np.testing.assert_allclose(logits, answer.logits, **CLOSE)
-    choice = pick_threshold(table, target_saving=0.3)
-    assert choice.met
+    assert pick_threshold(table, target_saving=0.3).met
+
+
+def test_int8_exits(int8_folder, case):
+    check_int8(int8_folder, case[0], case[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "bert"])
+def test_int8_exits_of_every_family(name, tmp_path):
+    reference = make_model(name, num_layers=NUM_LAYERS if name == "modernbert" else 3)
+    check_int8(export_onnx(reference, tmp_path / name, dtype="int8"), reference, make_batch(name))
+
+
+def test_a_default_threshold_that_goes_along_to_int8(tmp_path, caplog):
+    model = make_model(num_layers=1, early_exit_entropy=0.3)
+    for dtype, told in (("float32", False), ("int8", True)):
+        export_onnx(model, tmp_path / dtype, single_file=False, dtype=dtype)
+        assert ("`early_exit_entropy` (0.3) goes along" in caplog.text) == told
+    for threshold, told in (([0.0, 0.3, 0.0], True), ([0.0] * 3, False), (0, False), (None, False)):
+        caplog.clear()
+        tell_of_defaults(make_model(early_exit_entropy=threshold).config)
+        assert (f"`early_exit_entropy` ({threshold}) goes along" in caplog.text) == told
+        assert bool(caplog.text) == told
 
 
 # ---- what is written
@@ -549,6 +567,40 @@ def test_logits_that_are_not_finite_never_leave(tmp_path):
     folder = export_onnx(model, tmp_path / "onnx")
     check_same(OnnxEarlyExitModel.from_pretrained(folder)(**batch, early_exit_entropy=9.0), expected)
     check_single(folder / "model.onnx", batch, [9.0], expected)
+
+
+@pytest.mark.parametrize("opset", [18, 23])
+def test_two_layers(tmp_path, opset):
+    """One off-ramp, one threshold: the least that is split."""
+    reference, batch = make_model(num_layers=2), make_batch()
+    folder = export_onnx(reference, tmp_path / "onnx", opset=opset)
+    thresholds = tempered_thresholds(reference, **batch)
+    expected = reference(**batch, early_exit_entropy=thresholds)
+    assert expected.exit_layers.unique().tolist() == [1, 2]
+    check_same(OnnxEarlyExitModel.from_pretrained(folder)(**batch, early_exit_entropy=thresholds), expected)
+    check_single(folder / "model.onnx", batch, thresholds, expected)
+
+
+def test_segments_that_always_compute_their_exit(folder, case, tmp_path):
+    """As they were exported before they had the input `consult`."""
+    reference, batch, thresholds, expected = case
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    for path in sorted(copy.glob("segment_*.onnx"))[:-1]:
+        model = onnx.load(path)
+        (consult,) = (value for value in model.graph.input if value.name == "consult")
+        model.graph.input.remove(consult)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([True]), "consult"))
+        onnx.save(model, path)
+    model = OnnxEarlyExitModel.from_pretrained(copy, num_threads=1)
+    switched_off = [0.0, *thresholds[1:]]
+    for settings in ({"early_exit_entropy": thresholds}, {"early_exit_entropy": switched_off}, {"exit_layer": 3}, {}):
+        wanted = reference(**batch, **settings)
+        check_same(model(**batch, **settings), wanted)
+        rows = [{"input_ids": ids[mask == 1]} for ids, mask in zip(*batch.values(), strict=True)]
+        answers = EarlyExitPredictor(model, batch_size=3).predict(rows, **settings)
+        assert answers.exit_layers.tolist() == wanted.exit_layers.tolist()
+        torch.testing.assert_close(answers.logits, wanted.logits, **CLOSE)
 
 
 def test_one_layer_and_the_model_that_is_exported_stays_as_it_is(tmp_path):

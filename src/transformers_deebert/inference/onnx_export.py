@@ -66,10 +66,11 @@ def export_onnx(
         tokenizer (`PreTrainedTokenizer`, *optional*): To save beside; by default that of the checkpoint.
         dtype (`str`, *optional*, defaults to `"float32"`):
             `"int8"`: the layers' weights are 8-bit integers, one scale for each output channel, and states become so
-            where they meet them (ONNX Runtime's dynamic quantisation); embeddings, off-ramps and head stay in float32.
-            States, and so entropies, are other ones then: choose the threshold again, by [`collect_exits`] of the
-            [`OnnxEarlyExitModel`] (`batch_size=1`) and [`pick_threshold`]. The states of a batch share their scales,
-            so a row's entropy depends a little on its batch mates.
+            where they meet them (ONNX Runtime's dynamic quantisation); embedding tables, off-ramps and head stay in
+            float32. States, and so entropies, are other ones then: choose the threshold again, by [`collect_exits`] of
+            the [`OnnxEarlyExitModel`] (`batch_size=1`) and [`pick_threshold`]; a default in the configuration is
+            warned of. The states of a batch share their scales, so a row's entropy depends a little on its batch
+            mates.
 
     Returns:
         `Path` of the folder.
@@ -92,6 +93,8 @@ def export_onnx(
     tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if single_file:
         check_single_file(model)
+    if dtype == "int8":
+        tell_of_defaults(model.config)
     model = exportable(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
@@ -151,6 +154,17 @@ def check_single_file(model: Any) -> None:
         raise ValueError(
             f"`single_file` is True, but the weights have {size / 2**30:.1f} GB in float32, and one file can have "
             "2 GB: set it to False."
+        )
+
+
+def tell_of_defaults(config: Any) -> None:
+    """Warns of a default threshold, which int8 takes along to other entropies."""
+    threshold = config.early_exit_entropy
+    if any(threshold) if isinstance(threshold, (list, tuple)) else threshold:
+        logger.warning(
+            f"The configuration's `early_exit_entropy` ({threshold}) goes along, but layers in int8 "
+            "give other entropies: if it was chosen in float32, choose it again, with `collect_exits` of the "
+            "`OnnxEarlyExitModel` and `pick_threshold`."
         )
 
 

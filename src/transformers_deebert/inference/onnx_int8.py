@@ -16,8 +16,9 @@ HIDDEN = ("hidden", "HiddenGemm")  # an operator that the quantiser does not kno
 def quantize_layers(flat: onnx.ModelProto, output: str = "states") -> onnx.ModelProto:
     """
     Quantises the products with weights that an output comes from, with ONNX Runtime's dynamic quantiser: weights in
-    8 bits, one scale for each output channel, what they are multiplied with as it comes. Embeddings stay in float32,
-    and so do off-ramps and head, whose entropies decide.
+    8 bits, one scale for each output channel, what they are multiplied with as it comes. Embedding tables stay in
+    float32 (a product that widens their vectors is one of the layers'), and so do off-ramps and head, whose entropies
+    decide.
 
     Args:
         flat (`onnx.ModelProto`): Without branches. It is changed.

@@ -21,9 +21,10 @@ class EarlyExitPredictor:
     together with those of other batches, so that deep layers run on full batches as well.
 
     Texts are read and tokenized ahead in a thread, sorted by length in windows, and cut into batches. What a row gets
-    is what `model(**row, early_exit_entropy=…)` gives it alone (within float rounding). Input may be endless: at most
-    two windows of texts are held, `batch_size * L` rows are on their way through the L layers, and no row waits behind
-    a layer for longer than a window, even where hardly anybody gets.
+    is what `model(**row, early_exit_entropy=…)` gives it alone (within float rounding; an ONNX export in int8 is the
+    exception: there batch mates share scales). Input may be endless: at most two windows of texts are held,
+    `batch_size * L` rows are on their way through the L layers, and no row waits behind a layer for longer than a
+    window, even where hardly anybody gets.
 
     Full batches pay where small ones waste the hardware: on accelerators and many cores. On one or two cores a layer's
     time goes with its tokens alone, and a loop over batches sorted by length is as fast.
