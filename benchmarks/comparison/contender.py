@@ -62,6 +62,11 @@ class Contender:
     saving: float | None = 0.0
     accuracy: float | None = None
 
+    @classmethod
+    def at(cls, point: Point, name: str, runtime: str, run: Callable[[], Any], exits: Callable) -> "Contender":
+        """Early exit at a threshold."""
+        return cls(f"{name}, {point.name}", runtime, run, exits, point.threshold, point.saving, point.accuracy)
+
     @property
     def key(self) -> tuple[str, str]:
         return self.runtime, self.name

@@ -29,17 +29,10 @@ def stock_contenders(stock: Any, bare: Any, batches: Batches, accuracy: float | 
 
 
 def exit_contenders(model: Any, batches: Batches, points: list[Point]) -> list[Contender]:
+    runs = [partial(run_model, model, batches, early_exit_entropy=point.argument) for point in points]
     return [
-        Contender(
-            f"early exit, {point.name}",
-            PYTORCH,
-            partial(run_model, model, batches, early_exit_entropy=point.argument),
-            exits_of_outputs,
-            point.threshold,
-            point.saving,
-            point.accuracy,
-        )
-        for point in points
+        Contender.at(point, "early exit", PYTORCH, run, exits_of_outputs)
+        for point, run in zip(points, runs, strict=True)
     ]
 
 

@@ -36,17 +36,10 @@ def predictor_contenders(subject: Any, texts: list[str], batch_size: int, points
     predictor = EarlyExitPredictor(
         subject.model, subject.tokenizer, batch_size=batch_size, max_length=subject.max_length
     )
+    runs = [partial(predictor.predict, texts, early_exit_entropy=point.argument) for point in points]
     return [
-        Contender(
-            f"predictor, {point.name}",
-            TEXTS,
-            partial(predictor.predict, texts, early_exit_entropy=point.argument),
-            exits_of_predictions,
-            point.threshold,
-            point.saving,
-            point.accuracy,
-        )
-        for point in points
+        Contender.at(point, "predictor", TEXTS, run, exits_of_predictions)
+        for point, run in zip(points, runs, strict=True)
     ]
 
 

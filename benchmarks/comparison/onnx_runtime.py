@@ -67,34 +67,20 @@ def stock_contenders(models: OnnxModels, batches: Batches, accuracy: float | Non
 
 
 def segment_contenders(models: OnnxModels, batches: Batches, points: list[Point]) -> list[Contender]:
+    runs = [partial(run_model, models.segments, batches, early_exit_entropy=point.argument) for point in points]
     return [
-        Contender(
-            f"segments, {point.name}",
-            ONNX[models.dtype],
-            partial(run_model, models.segments, batches, early_exit_entropy=point.argument),
-            exits_of_outputs,
-            point.threshold,
-            point.saving,
-            point.accuracy,
-        )
-        for point in points
+        Contender.at(point, "segments", ONNX[models.dtype], run, exits_of_outputs)
+        for point, run in zip(points, runs, strict=True)
     ]
 
 
 def single_file_contenders(models: OnnxModels, batches: Batches, points: list[Point]) -> list[Contender]:
     """For batches of one row."""
     arrays = to_arrays(batches)
+    runs = [partial(run_session, models.single, arrays, early_exit_entropy=threshold_array(point)) for point in points]
     return [
-        Contender(
-            f"single file, {point.name}",
-            ONNX[models.dtype],
-            partial(run_session, models.single, arrays, early_exit_entropy=threshold_array(point)),
-            exits_of_single_file,
-            point.threshold,
-            point.saving,
-            point.accuracy,
-        )
-        for point in points
+        Contender.at(point, "single file", ONNX[models.dtype], run, exits_of_single_file)
+        for point, run in zip(points, runs, strict=True)
     ]
 
 
