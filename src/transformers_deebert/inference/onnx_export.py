@@ -62,7 +62,8 @@ def export_onnx(
             To write; must not exist, or be empty.
         single_file (`bool`, *optional*, defaults to `True`): Whether to write `model.onnx`.
         segments (`bool`, *optional*, defaults to `True`): Whether to write the segments.
-        opset (`int`, *optional*, defaults to 20): Version of the ONNX operators, 18 … 23.
+        opset (`int`, *optional*, defaults to 20):
+            Version of the ONNX operators, 18 … 23; ONNX Runtime 1.22 knows them up to 22.
         tokenizer (`PreTrainedTokenizer`, *optional*): To save beside; by default that of the checkpoint.
         dtype (`str`, *optional*, defaults to `"float32"`):
             `"int8"`: the layers' weights are 8-bit integers, one scale for each output channel, and states become so
