@@ -19,23 +19,18 @@ from rotation import ratio, time_rotation
 
 from transformers_deebert import ExitCriterion
 from transformers_deebert.analysis.timing import describe_machine
-from transformers_deebert.models import early_exit_deebert, exit_answers_deebert
+from transformers_deebert.models import exit_answers_deebert
 
 
-class RandomCriterion(ExitCriterion):
-    """Lets a share of the rows leave, the same rows in every run."""
-
-    def __init__(self, share):
-        self.share = share
-
-    def __call__(self, candidate, layer):
-        generator = torch.Generator().manual_seed(layer)
-        return torch.rand(len(candidate.logits), generator=generator) < self.share
+def random_score(candidate):
+    """Independent of the texts, and the same in every run."""
+    generator = torch.Generator().manual_seed(candidate.layer)
+    return torch.rand(len(candidate.logits), generator=generator)
 
 
-def run(model, batch, idle):
+def run(model, batch, criterion, idle):
     exit_answers_deebert.MAX_IDLE_SHARE = idle
-    model(**batch, early_exit_entropy=1.0)
+    model(**batch, exit_criterion=criterion)
 
 
 @torch.inference_mode()
@@ -48,15 +43,11 @@ def main():
     args = parser.parse_args()
     print(describe_machine())
     model, _ = make_models(None, "mean")
-    plan = early_exit_deebert.make_exit_plan
     for rows in args.batch_sizes:
         batch = make_batch(rows, model.config.vocab_size)
         for share in args.leave:
-            criterion = RandomCriterion(share)
-            early_exit_deebert.make_exit_plan = lambda *a, criterion=criterion, **k: early_exit_deebert.replace(
-                plan(*a, **k), criterion=criterion, compact=True
-            )
-            functions = {f"{idle:.3f}": partial(run, model, batch, idle) for idle in args.idle}
+            criterion = ExitCriterion(random_score, share)
+            functions = {f"{idle:.3f}": partial(run, model, batch, criterion, idle) for idle in args.idle}
             seconds = time_rotation(functions, args.repeats)
             first = next(iter(functions))
             base = statistics.median(seconds[first]) * 1e3

@@ -45,7 +45,8 @@ from .families import (
 from .hub.conversion import convert_checkpoint
 from .hub.endpoint import write_endpoint_handler
 from .inference.predictor import EarlyExitPredictor
-from .models.exit_criteria_deebert import EntropyCriterion, ExitCandidate, ExitCriterion, entropy
+from .models.exit_criteria_deebert import ExitCriterion
+from .models.exit_scores_deebert import ExitCandidate, entropy
 from .models.outputs_deebert import EarlyExitModelOutput, EarlyExitSequenceClassifierOutput
 from .models.pipeline_deebert import EarlyExitTextClassificationPipeline
 from .registration import register
@@ -142,7 +143,6 @@ __all__ = [
     "EarlyExitPredictor",
     "EarlyExitSequenceClassifierOutput",
     "EarlyExitTextClassificationPipeline",
-    "EntropyCriterion",
     "ExitCandidate",
     "ExitCriterion",
     "ExitCurve",

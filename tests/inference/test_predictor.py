@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,9 +25,7 @@ from test_pipeline import WORDS
 from transformers import BertTokenizer, pipeline
 
 from transformers_deebert import EarlyExitPredictor, ExitCriterion
-from transformers_deebert.inference import predictor as predictor_module
 from transformers_deebert.inference.scheduler import Scheduler
-from transformers_deebert.models.exit_criteria_deebert import make_exit_plan
 
 
 @pytest.fixture(scope="module")
@@ -175,23 +172,16 @@ def test_positions_go_with_their_rows():
     assert_same(EarlyExitPredictor(model, batch_size=4).predict(rows, **settings), expected)
 
 
-class Agreement(ExitCriterion):
-    """Leaves when two exits in a row agree: needs a memory that stays with its row."""
-
-    def __call__(self, candidate, layer):
-        answers = candidate.logits.argmax(-1)
-        agrees = answers == candidate.memory.get("answers", torch.full_like(answers, -1))
-        candidate.memory["answers"] = answers
-        return agrees
+def agreement(candidate):
+    """0 where two exits in a row agree: needs a memory that stays with its row."""
+    answers = candidate.logits.argmax(-1)
+    agrees = answers == candidate.memory.get("answers", torch.full_like(answers, -1))
+    candidate.memory["answers"] = answers
+    return 1.0 - agrees.float()
 
 
-def test_the_memory_of_a_criterion_travels(case, monkeypatch):
+def test_the_memory_of_a_score_travels(case):
     model, predictor, rows, *_ = case
-
-    def plan(*args, **kwargs):
-        return replace(make_exit_plan(*args, **kwargs), criterion=Agreement())
-
-    monkeypatch.setattr(predictor_module, "make_exit_plan", plan)
     answers = [
         alone(model, rows, exit_layer=layer)[0].argmax(-1).tolist() for layer in range(1, NUM_LAYERS + 1)
     ]  # (layers, rows)
@@ -200,7 +190,9 @@ def test_the_memory_of_a_criterion_travels(case, monkeypatch):
         for said in zip(*answers, strict=True)
     ]
     assert len(set(expected)) == 3
-    assert predictor.predict(TEXTS).exit_layers.tolist() == expected
+    for score in (agreement, "disagreement"):
+        criterion = ExitCriterion(score, 0.5)
+        assert predictor.predict(TEXTS, exit_criterion=criterion).exit_layers.tolist() == expected
 
 
 def test_logits_that_are_not_finite_never_leave_early(case):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from ..models.exit_criteria_deebert import check_entropy_defined
+from ..models.exit_criteria_deebert import check_fits_problem
 from .stock import check_off_ramps, token_limit
 from .timing import Turn, check_count, describe_machine, evaluating
 
@@ -177,7 +177,7 @@ def measure_latency(
             counts out of range, or rows that do not leave where they should, as with weights that are not finite.
     """
     check_off_ramps(model)
-    check_entropy_defined(model.config, NOBODY)
+    check_fits_problem(model.config, "entropy", "model")
     lengths = check_lengths(lengths)
     limit = token_limit(model)
     if limit is not None and lengths[-1] > limit:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..models.exit_criteria_deebert import check_entropy_defined
+from ..models.exit_criteria_deebert import check_fits_problem
 from .decisions import Threshold
 from .stock import check_off_ramps, stock_model, token_limit
 from .timing import RuntimeFigure, check_count, describe_machine, plain_thresholds, time_thresholds
@@ -129,7 +129,7 @@ def benchmark_runtime(
     plain = plain_thresholds(thresholds, model.config.num_hidden_layers)
     for threshold in plain:
         if np.any(threshold):
-            check_entropy_defined(model.config, threshold)
+            check_fits_problem(model.config, "entropy", "thresholds")
     check_count("repeats", repeats)
     check_count("warm_up", warm_up, least=0)
     stock = stock_model(model)

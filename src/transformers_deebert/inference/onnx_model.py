@@ -3,6 +3,8 @@
 import os
 import shutil
 from collections.abc import Sequence
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from ..models.early_exit_deebert import EarlyExitBackbone
-from ..models.exit_criteria_deebert import ExitCandidate, ExitPlan
+from ..models.exit_loop_deebert import run_call
+from ..models.exit_plan_deebert import ExitPlan, make_exit_plan
+from ..models.exit_scores_deebert import ExitCandidate
 from ..models.inputs_deebert import check_labels
 from ..models.layer_state_deebert import LayerState
 from ..models.outputs_deebert import EarlyExitSequenceClassifierOutput
@@ -57,12 +61,12 @@ class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
     def embed(self, mask: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
         return torch.empty(*mask.shape, 0)
 
-    def advance(self, state: LayerState, asked: bool = True) -> None:
-        """Runs one segment; what its exit says, if it is asked, is noted in the state's context."""
+    def advance(self, state: LayerState, evaluate: bool = True) -> None:
+        """Runs one segment; the logits of its exit, if it is evaluated, are kept in the state's context."""
         index = state.layer
         tensors = {"hidden": state.hidden, "attention_mask": state.mask, **state.tokens}
         arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
-        arrays["consult"] = CONSULT if asked else SKIP
+        arrays["consult"] = CONSULT if evaluate else SKIP
         # Tokens that nobody gave are zeros, as in the stock models.
         feeds = {
             name: arrays[name] if name in arrays else np.zeros_like(arrays["attention_mask"])
@@ -75,12 +79,8 @@ class OnnxBackbone(EarlyExitBackbone, PreTrainedModel):
         state.context = {"logits": torch.from_numpy(logits)}
         state.layer += 1
 
-    def answer(self, state: LayerState, plan: ExitPlan, answer_last: Any) -> ExitCandidate:
-        return answer_last(state)
-
-    def run_layers(self, *args: Any, return_dict: bool = True, **kwargs: Any) -> dict:
-        # Without the hooks that collect attentions: there are no modules to hook.
-        return EarlyExitBackbone.run_layers.__wrapped__(self, *args, **kwargs)
+    def evaluate_exit(self, state: LayerState) -> ExitCandidate:
+        return ExitCandidate(state.context["logits"], None, state.memory, state.layer)
 
 
 class OnnxEarlyExitModel(PreTrainedModel):
@@ -170,9 +170,25 @@ class OnnxEarlyExitModel(PreTrainedModel):
     def dtype(self) -> torch.dtype:
         return torch.float32
 
-    def answer_last(self, state: LayerState) -> ExitCandidate:
-        """What the last segment said, as all others: the head is in it as the off-ramps are in theirs."""
-        return ExitCandidate(logits=state.context["logits"], pooled=None, memory=state.memory)
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        return self.config.exit_layers
+
+    def make_plan(self, **settings: Any) -> ExitPlan:
+        """Temperatures are in the graphs."""
+        return replace(make_exit_plan(self.config, False, **settings), temperatures=None)
+
+    def begin(self, **inputs: Any) -> tuple[LayerState, torch.Tensor | None]:
+        return self.backbone.begin(**inputs)
+
+    def advance(self, state: LayerState, evaluate: bool = True) -> None:
+        self.backbone.advance(state, evaluate)
+
+    def evaluate_exit(self, state: LayerState) -> ExitCandidate:
+        return self.backbone.evaluate_exit(state)
+
+    def readout(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden
 
     @can_return_tuple
     def forward(
@@ -182,6 +198,7 @@ class OnnxEarlyExitModel(PreTrainedModel):
         token_type_ids: torch.Tensor | np.ndarray | None = None,
         labels: torch.Tensor | np.ndarray | None = None,
         early_exit_entropy: float | list[float] | None = None,
+        exit_criterion: Any = None,
         exit_layer: int | None = None,
         output_off_ramp_logits: bool | None = None,
     ) -> EarlyExitSequenceClassifierOutput:
@@ -193,23 +210,20 @@ class OnnxEarlyExitModel(PreTrainedModel):
         if targets is not None:
             check_labels(targets, self.config, training=False)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        plan = self.make_plan(
+            early_exit_entropy=early_exit_entropy,
+            exit_criterion=exit_criterion,
+            exit_layer=exit_layer,
+            output_off_ramp_logits=output_off_ramp_logits,
+        )
         with torch.no_grad():
-            output = self.backbone.run(
-                {name: as_tensor(name, value) for name, value in inputs.items()},
-                answer_last=self.answer_last,
-                keep_states=False,
-                early_exit_entropy=early_exit_entropy,
-                exit_layer=exit_layer,
-                output_off_ramp_logits=output_off_ramp_logits,
-                output_hidden_states=False,
-                output_attentions=False,
-            )
-        answers = output["answers"]
+            output = run_call(self, plan, {name: as_tensor(name, value) for name, value in inputs.items()})
+        answers = output.answers
         return EarlyExitSequenceClassifierOutput(
-            loss=None if targets is None else self.loss_function(targets, answers.logits, self.config),
+            loss=None if targets is None else self.loss_function(targets, answers.logits, copy(self.config)),
             logits=answers.logits,
             exit_layers=answers.exit_layers,
-            off_ramp_logits=output["off_ramp_logits"],
+            off_ramp_logits=output.off_ramp_logits,
         )
 
 

@@ -12,7 +12,8 @@ import onnx
 import torch
 from torch import nn
 
-from ..models.exit_criteria_deebert import ExitPlan, call_temperatures, negative_entropy
+from ..models.exit_plan_deebert import ExitPlan, make_exit_plan
+from ..models.exit_scores_deebert import checked_score, prediction_entropy
 from ..models.layer_state_deebert import LayerState
 
 
@@ -54,8 +55,8 @@ class LayerSegment(nn.Module):
         state = LayerState.begin(hidden, mask)
         state.layer = self.layer - 1
         backbone.advance(state)
-        logits = backbone.answer(state, self.plan, self.model.answer_last).logits
-        return state.hidden, logits, exported_entropy(logits)
+        candidate = self.plan.scale(self.model.evaluate_exit(state))
+        return state.hidden, candidate.logits, checked_score(prediction_entropy, candidate)
 
 
 class EveryExit(nn.Module):
@@ -88,8 +89,8 @@ class EveryExit(nn.Module):
         exits: list[torch.Tensor] = []
         for _ in range(self.model.config.num_hidden_layers):
             backbone.advance(state)
-            logits = backbone.answer(state, self.plan, self.model.answer_last).logits
-            exits += [logits, exported_entropy(logits)]
+            candidate = self.plan.scale(self.model.evaluate_exit(state))
+            exits += [candidate.logits, checked_score(prediction_entropy, candidate)]
         return *exits, state.hidden
 
 
@@ -107,25 +108,10 @@ def columns_from_first(mask: torch.Tensor) -> torch.Tensor:
 
 
 def full_plan(model: Any) -> ExitPlan:
-    """The plan of a call that asks every exit and lets nobody out."""
-    depth = model.config.num_hidden_layers
-    return ExitPlan(
-        criterion=None,
-        answer_layer=depth,
-        last_layer=depth,
-        all_off_ramps=True,
-        compact=False,
-        temperatures=call_temperatures(model.config, training=False),
+    """The plan of a call that evaluates every exit and where no sample exits early."""
+    return make_exit_plan(
+        model.config, training=False, exit_layer=model.config.num_hidden_layers, output_off_ramp_logits=True
     )
-
-
-def exported_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """
-    `entropy`. ONNX says that comparing with NaN is false, but not what the larger one of 0 and NaN is: this way the
-    entropy of logits that are not finite is NaN with every runtime.
-    """
-    negative = negative_entropy(logits)
-    return torch.where(negative > 0, 0.0, -negative)
 
 
 def exportable(model: Any) -> Any:

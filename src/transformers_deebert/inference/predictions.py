@@ -17,7 +17,7 @@ class Prediction:
         label (`str`, *optional*): Name of the most probable label; `None` where the sample failed.
         label_id (`int`): Its number; -1 where the sample failed.
         score (`float`): Its probability, as in the text classification pipeline; NaN where the sample failed.
-        exit_layer (`int`): The layer that answered, 1 … L; 0 where the sample failed.
+        exit_layer (`int`): The layer that the sample exited at; -1 where it failed.
         logits (`torch.FloatTensor` of shape `(labels,)`): In float32, on the CPU; NaN where the sample failed.
         error (`Exception`, *optional*): Why the sample failed.
     """
@@ -38,13 +38,13 @@ class Answers:
 
     Args:
         indices (`list[int]`): Places of the rows in the input.
-        exit_layer (`int`): Where they left; 0 where they failed.
+        exit_layer (`int`): Where they exited; -1 where they failed.
         logits (`torch.FloatTensor` of shape `(rows, labels)`, *optional*): In float32, on the CPU.
         error (`Exception`, *optional*): Why they failed.
     """
 
     indices: list[int]
-    exit_layer: int = 0
+    exit_layer: int = -1
     logits: torch.Tensor | None = None
     error: Exception | None = None
 
@@ -58,7 +58,7 @@ class Predictions:
         logits (`torch.FloatTensor` of shape `(rows, labels)`): In float32, on the CPU; NaN for rows that failed.
         scores (`torch.FloatTensor` of shape `(rows,)`): Probabilities of the most probable labels.
         label_ids (`torch.LongTensor` of shape `(rows,)`): Their numbers; -1 for rows that failed.
-        exit_layers (`torch.LongTensor` of shape `(rows,)`): Where each row left, 1 … L; 0 for rows that failed.
+        exit_layers (`torch.LongTensor` of shape `(rows,)`): Where each sample exited; -1 for samples that failed.
         names (`tuple[str, ...]`): Names of all labels.
         errors (`dict[int, Exception]`): Of the rows that failed, by their index.
     """
@@ -74,7 +74,7 @@ class Predictions:
     def join(cls, parts: Iterable[Answers], rows: int, config: Any) -> "Predictions":
         """All answers of a run over `rows` rows."""
         logits = torch.full((rows, config.num_labels), torch.nan)
-        exit_layers = torch.zeros(rows, dtype=torch.long)
+        exit_layers = torch.full((rows,), -1)
         errors: dict[int, Exception] = {}
         for part in parts:
             if part.error is not None:
@@ -83,7 +83,7 @@ class Predictions:
                 logits[part.indices] = part.logits
                 exit_layers[part.indices] = part.exit_layer
         scores, label_ids = label_scores(logits, config).max(-1)
-        label_ids = label_ids.where(exit_layers > 0, -1)
+        label_ids = label_ids.where(exit_layers >= 0, -1)
         return cls(logits, scores, label_ids, exit_layers, label_names(config), dict(sorted(errors.items())))
 
     @property
@@ -115,7 +115,7 @@ def predictions_of(part: Answers, config: Any, names: tuple[str, ...]) -> list[P
     """The rows of one step, one by one."""
     if part.logits is None:
         nothing = torch.full((config.num_labels,), torch.nan)
-        return [Prediction(index, None, -1, float("nan"), 0, nothing, part.error) for index in part.indices]
+        return [Prediction(index, None, -1, float("nan"), -1, nothing, part.error) for index in part.indices]
     scores, labels = label_scores(part.logits, config).max(-1)
     rows = zip(part.indices, labels.tolist(), scores.tolist(), part.logits, strict=True)
     return [Prediction(index, names[label], label, score, part.exit_layer, row) for index, label, score, row in rows]

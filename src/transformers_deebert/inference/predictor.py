@@ -7,7 +7,7 @@ from contextlib import closing
 from numbers import Integral
 from typing import Any
 
-from ..models.exit_criteria_deebert import ExitPlan, make_exit_plan
+from ..models.exit_plan_deebert import ExitPlan
 from ..processes import shared_state
 from .predictions import Answers, Prediction, Predictions, label_names, predictions_of
 from .prefetch import Prefetch
@@ -88,7 +88,7 @@ class EarlyExitPredictor:
             )
         # Fast tokenizers keep truncation as a state that calls in other threads would change.
         self.tokenizer = copy.deepcopy(tokenizer)
-        self._counts = [0] * self.model.config.num_hidden_layers
+        self._counts = [0] * len(self.model.exit_layers)
         self._lock = threading.Lock()
 
     def predict(
@@ -96,6 +96,7 @@ class EarlyExitPredictor:
         items: Any,
         batch_size: int | None = None,
         early_exit_entropy: float | list[float] | None = None,
+        exit_criterion: Any = None,
         exit_layer: int | None = None,
         text_column: str | tuple[str, str] | None = None,
         errors: str = "raise",
@@ -114,8 +115,10 @@ class EarlyExitPredictor:
                 Instead of the predictor's.
             early_exit_entropy (`float` or `list[float]`, *optional*):
                 Threshold S in nats, as in `model(...)`; by default the configuration decides.
+            exit_criterion ([`ExitCriterion`] or `dict` of its fields, *optional*):
+                Another score, with its threshold and patience, as in `model(...)`.
             exit_layer (`int`, *optional*):
-                The layer that answers every row, as in `model(...)`.
+                The layer whose exit answers every row, as in `model(...)`.
             text_column (`str` or a pair of `str`, *optional*):
                 Where the text, or the two texts, of a mapping are.
             errors (`str`, *optional*, defaults to `"raise"`):
@@ -133,7 +136,12 @@ class EarlyExitPredictor:
                 which are named by their index.
             RuntimeError: for a failure of the model; names the samples of its batch.
         """
-        settings = self._settings(items, batch_size, early_exit_entropy, exit_layer, text_column, errors)
+        exits = {
+            "early_exit_entropy": early_exit_entropy,
+            "exit_criterion": exit_criterion,
+            "exit_layer": exit_layer,
+        }
+        settings = self._settings(items, batch_size, exits, text_column, errors)
         state = shared_state()
         rank, world = (0, 1) if state is None else (state.process_index, state.num_processes)
         size = len(items) if hasattr(items, "__len__") else None
@@ -163,6 +171,7 @@ class EarlyExitPredictor:
         in_order: bool = True,
         batch_size: int | None = None,
         early_exit_entropy: float | list[float] | None = None,
+        exit_criterion: Any = None,
         exit_layer: int | None = None,
         text_column: str | tuple[str, str] | None = None,
         errors: str = "raise",
@@ -175,7 +184,7 @@ class EarlyExitPredictor:
             items: As in [`predict`], or an endless iterator.
             in_order (`bool`, *optional*, defaults to `True`):
                 Whether answers come in the order of the items, or else as they are found, with their `index`.
-            batch_size, early_exit_entropy, exit_layer, text_column: As in [`predict`].
+            batch_size, early_exit_entropy, exit_criterion, exit_layer, text_column: As in [`predict`].
             errors (`str`, *optional*, defaults to `"raise"`):
                 `"return"` yields an answer with `error` for a sample that failed; `"raise"` raises the error in its
                 stead, when all answers that come before it have been yielded.
@@ -186,14 +195,19 @@ class EarlyExitPredictor:
         Raises:
             ValueError, RuntimeError: As [`predict`].
         """
-        settings = self._settings(items, batch_size, early_exit_entropy, exit_layer, text_column, errors)
+        exits = {
+            "early_exit_entropy": early_exit_entropy,
+            "exit_criterion": exit_criterion,
+            "exit_layer": exit_layer,
+        }
+        settings = self._settings(items, batch_size, exits, text_column, errors)
         return self._stream(items, in_order, errors, settings)
 
     def exit_counts(self, reset: bool = False) -> tuple[int, ...]:
         """
-        How many rows have left at each layer, 1 … L, since the predictor was made or the counts were reset: a service
-        that watches them notices when its texts change. Other threads may ask. Each of several processes counts its
-        own rows.
+        How many samples have exited at each of `model.exit_layers` (by default 1 … L) since the predictor was made or
+        the counts were reset: a service that watches them notices when its texts change. Other threads may call it.
+        Each of several processes counts its own samples.
 
         Args:
             reset (`bool`, *optional*, defaults to `False`): Whether to begin again at 0.
@@ -205,9 +219,9 @@ class EarlyExitPredictor:
         return counts
 
     def _settings(
-        self, items: Any, batch_size: Any, early_exit_entropy: Any, exit_layer: Any, text_column: Any, errors: Any
+        self, items: Any, batch_size: Any, exits: dict, text_column: Any, errors: Any
     ) -> tuple[ExitPlan, int, RowReader]:
-        """What a call's arguments make: who leaves where, the batch size, and how to read items."""
+        """What a call's arguments make: which samples exit where, the batch size, and how to read items."""
         iterable = hasattr(items, "__iter__") or hasattr(items, "__getitem__")
         if isinstance(items, (str, bytes, Mapping)) or not iterable:
             raise ValueError(
@@ -226,7 +240,7 @@ class EarlyExitPredictor:
         batch_size = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
         if self.model.training:
             raise ValueError("The model is in training mode, where nobody exits early: call `model.eval()` first.")
-        plan = make_exit_plan(self.model.config, False, early_exit_entropy, exit_layer, output_off_ramp_logits=False)
+        plan = self.model.make_plan(**exits, output_off_ramp_logits=False)
         base = self.model.base_model
         reader = RowReader(
             tokenizer=self.tokenizer,
@@ -273,7 +287,7 @@ class EarlyExitPredictor:
     def _count(self, part: Answers) -> None:
         if part.error is None:
             with self._lock:
-                self._counts[part.exit_layer - 1] += len(part.indices)
+                self._counts[self.model.exit_layers.index(part.exit_layer)] += len(part.indices)
 
 
 def take_all(values: list) -> Iterator:

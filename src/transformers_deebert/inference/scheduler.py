@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ..models.exit_criteria_deebert import ExitPlan
+from ..models.exit_plan_deebert import ExitPlan
 from ..models.layer_state_deebert import LayerState
 from .predictions import Answers
 from .tokenizing import Row
@@ -47,7 +47,7 @@ class Group:
             return Group(fit(groups[0].state, rows), rows)
         width = max(row.length for row in rows)
         state = type(groups[0].state).cat([group.state.resize(width) for group in groups])
-        state.waiting = None  # rows that left were dropped: all of these wait
+        state.active = None  # rows that left were dropped: all of these wait
         return Group(fit(state, rows), rows)
 
 
@@ -109,10 +109,10 @@ class Scheduler:
     def __init__(self, model: Any, plan: ExitPlan, batch_size: int, patience: int):
         self.model = model
         self.plan = plan
-        self.stops = plan.stops
+        self.evaluated = plan.evaluated
         self.batch_size = batch_size
         self.patience = patience
-        self.waiting = {layer: Waiting() for layer in range(1, plan.answer_layer)}
+        self.waiting = {layer: Waiting() for layer in range(plan.final_layer)}
         self.begun = 0
 
     @property
@@ -125,9 +125,9 @@ class Scheduler:
         for rows in batches:
             self.begun += len(rows)
             yield from self.begin(rows)
-            while (layer := self.full() or self.overdue()) is not None:
+            while (layer := first_of(self.full(), self.overdue())) is not None:
                 yield from self.go_on(layer)
-        while (layer := self.full() or self.shallowest()) is not None:
+        while (layer := first_of(self.full(), self.shallowest())) is not None:
             yield from self.go_on(layer)
 
     def full(self) -> int | None:
@@ -144,9 +144,10 @@ class Scheduler:
         return next((layer for layer, queue in self.waiting.items() if queue.rows), None)
 
     def begin(self, rows: list[Row]) -> list[Answers]:
-        """Runs new rows through the first layer."""
+        """Embeds new rows, and evaluates an exit there or runs the first layer."""
         try:
-            return self.apply(self.embed(rows))
+            group = self.embed(rows)
+            return self.evaluate(group) if 0 in self.evaluated else self.apply(group)
         except Exception as error:
             return [failure(rows, 0, error)]
 
@@ -166,21 +167,27 @@ class Scheduler:
             name: tensor.to(self.model.device, non_blocking=True)
             for name, tensor in pad(rows, self.model.config.pad_token_id or 0).items()
         }
-        state, _ = self.model.base_model.begin(**inputs)
+        state, _ = self.model.begin(**inputs)
         places = torch.tensor([row.index for row in rows]).to(state.mask.device, non_blocking=True)
         return Group(fit(replace(state, rows=places), rows), rows)
 
     @torch.no_grad()
     def apply(self, group: Group) -> list[Answers]:
-        """Runs a group through its next layer. Who leaves there is answered, the others wait behind it."""
+        """Runs a group through its next layer, and evaluates the exit behind it."""
         state = group.state
-        asked = state.layer + 1 in self.stops
-        self.model.base_model.advance(state, asked)
-        if not asked:
-            self.waiting[state.layer].add(group, self.begun)
-            return []
-        candidate = self.model.base_model.answer(state, self.plan, self.model.answer_last)
-        leave = self.plan.leaving(state, candidate)
+        evaluate = state.layer + 1 in self.evaluated
+        self.model.advance(state, evaluate)
+        if evaluate:
+            return self.evaluate(group)
+        self.waiting[state.layer].add(group, self.begun)
+        return []
+
+    @torch.no_grad()
+    def evaluate(self, group: Group) -> list[Answers]:
+        """Rows that exit behind their layer get their answers, the others are queued there."""
+        state = group.state
+        candidate = self.plan.scale(self.model.evaluate_exit(state))
+        leave = self.plan.exiting(state, candidate)
         # One transfer, the layer's one synchronisation: who leaves, and the logits.
         packed = torch.cat([leave.float().unsqueeze(1), candidate.logits.float()], 1).cpu()
         leaving, logits = packed[:, 0].bool(), packed[:, 1:]
@@ -201,6 +208,11 @@ def pad(rows: list[Row], padding: int) -> dict[str, torch.Tensor]:
     inputs = {name: stack([row.tokens[name] for row in rows], padding if name == "input_ids" else 0) for name in names}
     masks = [torch.ones(row.length, dtype=torch.long) if row.mask is None else row.mask for row in rows]
     return inputs | {"attention_mask": stack(masks)}
+
+
+def first_of(*layers: int | None) -> int | None:
+    """The first that is a layer; 0 is one."""
+    return next((layer for layer in layers if layer is not None), None)
 
 
 def failure(rows: list[Row], layer: int, error: Exception) -> Answers:

@@ -5,51 +5,13 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import ClassVar
 
+from .exit_criteria_deebert import check_thresholds, read_criterion
+
 
 OFF_RAMP_POOLINGS = ("cls", "mean", "attention")
 OFF_RAMP_HEADS = ("pooler", "linear")
 # Logits are divided in float32 or less: what it cannot hold would be a division by 0 or by infinity.
 TEMPERATURE_RANGE = (2.0**-126, 2.0**127)
-
-
-def check_thresholds(value, num_off_ramps: int) -> tuple[float, ...]:
-    """
-    Checks entropy thresholds and spells them out, one for each off-ramp.
-
-    Args:
-        value (`float` or `list[float]`):
-            One threshold for all off-ramps or one for each, in nats; finite and not negative, without upper bound.
-        num_off_ramps (`int`):
-            Number of off-ramps, the number of layers minus one.
-
-    Returns:
-        `tuple[float, ...]` of length `num_off_ramps`.
-
-    Raises:
-        ValueError: where a threshold is not a number, is negative or not finite, or their number is wrong.
-    """
-    if isinstance(value, (list, tuple)):
-        thresholds = tuple(value)
-        if len(thresholds) != num_off_ramps:
-            raise ValueError(
-                f"`early_exit_entropy` has {len(thresholds)} thresholds, but the model has {num_off_ramps} off-ramps: "
-                "give one number for all of them, or exactly one number for each."
-            )
-    else:
-        thresholds = (value,)
-    for threshold in thresholds:
-        if isinstance(threshold, bool) or not isinstance(threshold, Real):
-            raise ValueError(
-                f"`early_exit_entropy` must be a number or a list of numbers, got {threshold!r} "
-                f"({type(threshold).__name__}): pass a float such as 0.4."
-            )
-        if not math.isfinite(threshold) or threshold < 0:
-            raise ValueError(
-                f"`early_exit_entropy` must be finite and not negative, got {threshold!r}: entropies lie between 0 "
-                "and ln(num_labels); 0 never exits, a value above ln(num_labels) leaves at the first off-ramp."
-            )
-    thresholds = tuple(float(threshold) for threshold in thresholds)
-    return thresholds if isinstance(value, (list, tuple)) else thresholds * num_off_ramps
 
 
 def check_temperatures(value, num_off_ramps: int) -> tuple[float, ...]:
@@ -58,7 +20,7 @@ def check_temperatures(value, num_off_ramps: int) -> tuple[float, ...]:
 
     Args:
         value (`list[float]`): One temperature for each off-ramp; finite and above 0, within the range of float32.
-        num_off_ramps (`int`): Number of off-ramps, the number of layers minus one.
+        num_off_ramps (`int`): Number of off-ramps.
 
     Returns:
         `tuple[float, ...]` of length `num_off_ramps`.
@@ -91,14 +53,39 @@ def check_temperatures(value, num_off_ramps: int) -> tuple[float, ...]:
     return tuple(float(temperature) for temperature in value)
 
 
-def check_exit_layer(value, num_layers: int) -> int:
-    """Checks that `value` is a layer, `1 … num_layers`, and returns it; raises `ValueError` otherwise."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= num_layers:
+def check_exit_layer(value, exit_layers: tuple[int, ...]) -> int:
+    """Checks that `value` is one of the layers that an exit stands behind; raises `ValueError` otherwise."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) not in exit_layers:
         raise ValueError(
-            f"`exit_layer` must be an integer from 1 (the first off-ramp) to {num_layers} (the model's own head), "
-            f"got {value!r}."
+            f"`exit_layer` must be one of the layers {', '.join(map(str, exit_layers))} (the last: the model's own "
+            f"head), got {value!r}."
         )
     return int(value)
+
+
+def check_off_ramp_layers(value, num_layers: int) -> None:
+    """Raises `ValueError` unless `value` is a rising list of layers before the last."""
+    whole = isinstance(value, (list, tuple)) and all(
+        isinstance(layer, Integral) and not isinstance(layer, bool) for layer in value
+    )
+    if not whole or list(value) != sorted({layer for layer in value if 0 <= layer < num_layers}):
+        raise ValueError(
+            f"`off_ramp_layers` must be a rising list of layers from 0 (the embeddings) to {num_layers - 1}, got "
+            f"{value!r}: the model's own head stands behind layer {num_layers}."
+        )
+
+
+def layers_of_exits(off_ramp_layers, num_layers: int) -> tuple[int, ...]:
+    """The layers that an exit stands behind, the head's last; without a list an off-ramp behind every layer before."""
+    return (*(range(1, num_layers) if off_ramp_layers is None else off_ramp_layers), num_layers)
+
+
+def move_to_layers(values, old: tuple[int, ...], new: tuple[int, ...], default: float):
+    """Thresholds or temperatures of the off-ramps behind layers `old`, for those behind `new`; numbers stay."""
+    if not isinstance(values, (list, tuple)):
+        return values
+    known = dict(zip(old, values, strict=False))
+    return [known.get(layer, default) for layer in new]
 
 
 # `init=False` leaves the constructor to the leaf's `@strict`; `repr=False, eq=False` keep those of PreTrainedConfig.
@@ -109,12 +96,21 @@ class EarlyExitConfigMixin:
 
     Args:
         early_exit_entropy (`float` or `list[float]`, *optional*):
-            Default threshold S of the entropy criterion in nats, or one for each of the L-1 off-ramps: a row leaves at
-            the first off-ramp whose prediction has entropy < S (DeeBERT, Algorithm 1). `None` and 0 never exit.
+            Default threshold S of the entropy in nats, or one for each off-ramp: a sample exits at the first off-ramp
+            whose prediction has entropy < S (DeeBERT, Algorithm 1). `None` and 0 never exit. The short form of the
+            `exit_criterion` with the score `"entropy"` and patience 1.
+        exit_criterion (`dict`, *optional*):
+            Default exit criterion, the fields of an [`ExitCriterion`] with a score of the library:
+            `{"score": "margin", "threshold": 0.1, "patience": 2}`. At most one of `early_exit_entropy`,
+            `exit_criterion` and `exit_layer` is set.
         exit_layer (`int`, *optional*):
-            Default static truncation: every row is answered by layer `exit_layer` (1 … L).
+            Default static truncation: the exit behind layer `exit_layer` answers every sample.
         output_off_ramp_logits (`bool`, *optional*, defaults to `False`):
             Whether every call runs all layers and returns the logits of all exits.
+        off_ramp_layers (`list[int]`, *optional*):
+            Rising list of the layers that an off-ramp stands behind, 0 … L-1; 0 are the embeddings, and an exit there
+            costs no layer. `None`: 1 … L-1. `off_ramps.{i}` in a checkpoint is the i-th of the list, and lists of
+            thresholds and temperatures have one number an entry.
         off_ramp_pooling (`str`, *optional*, defaults to `"cls"`):
             How an off-ramp reads its layer: `"cls"`, the state of the first token, as in the paper; `"mean"`, the mean
             over the attended tokens; `"attention"`, their mean weighted by a learned query.
@@ -124,14 +120,16 @@ class EarlyExitConfigMixin:
         off_ramps_trained (`bool`, *optional*, defaults to `False`):
             Whether the off-ramps have been trained. Set by [`OffRampTrainer`].
         off_ramp_temperatures (`list[float]`, *optional*):
-            Temperature T_i > 0 of each of the L-1 off-ramps: in eval mode its logits are divided by T_i before their
-            entropy is taken and they are an answer (temperature scaling; Guo et al., 2017, section 4.2). The model's
+            Temperature T_i > 0 of each off-ramp: in eval mode its logits are divided by T_i before their
+            score is computed and they are an answer (temperature scaling; Guo et al., 2017, section 4.2). The model's
             own head has none, so the full depth is that of the stock model. `None`: all are 1.
     """
 
     early_exit_entropy: float | int | list[float | int] | None = None
+    exit_criterion: dict | None = None
     exit_layer: int | None = None
     output_off_ramp_logits: bool = False
+    off_ramp_layers: list[int] | None = None
     off_ramp_pooling: str = "cls"
     off_ramp_head: str = "pooler"
     off_ramps_trained: bool = False
@@ -143,6 +141,11 @@ class EarlyExitConfigMixin:
 
     # Extra outputs that Trainer would otherwise gather as predictions.
     keys_to_ignore_at_inference = ["exit_layers", "off_ramp_logits"]
+
+    @property
+    def exit_layers(self):
+        """`tuple[int, ...]`: the layers that an exit stands behind, those of the off-ramps and, last, the head's."""
+        return layers_of_exits(self.off_ramp_layers, self.num_hidden_layers)
 
     @property
     def max_entropy(self):
@@ -176,7 +179,33 @@ class EarlyExitConfigMixin:
             if name in kwargs and name in config_dict and kwargs[name] != config_dict[name]:
                 kwargs.setdefault("off_ramps_trained", False)
                 kwargs.setdefault("off_ramp_temperatures", None)
+        if "off_ramp_layers" in kwargs and config_dict.get("model_type") == cls.model_type:
+            config_dict = cls.with_off_ramp_layers(config_dict, kwargs["off_ramp_layers"])
         return super().from_dict(config_dict, **kwargs)
+
+    @classmethod
+    def with_off_ramp_layers(cls, config_dict, off_ramp_layers):
+        """
+        A saved configuration with other off-ramp layers: thresholds and temperatures of the layers that both name
+        stay; an off-ramp that is new is untrained, and switched off where each has a threshold of its own.
+        """
+        depth = cls.from_dict(config_dict).num_hidden_layers
+        if off_ramp_layers is not None:
+            check_off_ramp_layers(off_ramp_layers, depth)
+        old = layers_of_exits(config_dict.get("off_ramp_layers"), depth)[:-1]
+        new = layers_of_exits(off_ramp_layers, depth)[:-1]
+        moved = dict(config_dict, off_ramp_layers=None if off_ramp_layers is None else list(off_ramp_layers))
+        if config_dict.get("exit_criterion"):
+            criterion = config_dict["exit_criterion"]
+            threshold = move_to_layers(criterion.get("threshold"), old, new, 0.0)
+            moved["exit_criterion"] = criterion | {"threshold": threshold}
+        for name, default in (("early_exit_entropy", 0.0), ("off_ramp_temperatures", 1.0)):
+            moved[name] = move_to_layers(config_dict.get(name), old, new, default)
+        if not set(new) <= set(old):
+            moved["off_ramps_trained"] = False
+        if config_dict.get("exit_layer") not in (None, *new, depth):
+            moved["exit_layer"] = None
+        return moved
 
     def forget_off_ramps(self):
         """Notes that the off-ramps are untrained: new, or no longer fit for what they read."""
@@ -188,16 +217,23 @@ class EarlyExitConfigMixin:
             raise ValueError(f"`off_ramp_pooling` must be one of {OFF_RAMP_POOLINGS}, got {self.off_ramp_pooling!r}.")
         if self.off_ramp_head not in OFF_RAMP_HEADS:
             raise ValueError(f"`off_ramp_head` must be one of {OFF_RAMP_HEADS}, got {self.off_ramp_head!r}.")
+        if self.off_ramp_layers is not None:
+            check_off_ramp_layers(self.off_ramp_layers, self.num_hidden_layers)
 
     def validate_exit_defaults(self):
+        off_ramps = len(self.exit_layers) - 1
+        names = ("early_exit_entropy", "exit_criterion", "exit_layer")
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            values = " and ".join(f"`{name}` ({getattr(self, name)!r})" for name in given)
+            raise ValueError(f"{values} exclude each other: keep one of them in the configuration.")
         if self.early_exit_entropy is not None:
-            check_thresholds(self.early_exit_entropy, self.num_hidden_layers - 1)
+            check_thresholds(self.early_exit_entropy, off_ramps)
+        if self.exit_criterion is not None:
+            criterion = read_criterion(self.exit_criterion, "config.exit_criterion")
+            criterion.to_dict()  # refuses what cannot be saved
+            check_thresholds(criterion.threshold, off_ramps, "config.exit_criterion")
         if self.exit_layer is not None:
-            check_exit_layer(self.exit_layer, self.num_hidden_layers)
-        if self.early_exit_entropy is not None and self.exit_layer is not None:
-            raise ValueError(
-                f"`early_exit_entropy` ({self.early_exit_entropy!r}) and `exit_layer` ({self.exit_layer!r}) exclude "
-                "each other: keep one of them in the configuration."
-            )
+            check_exit_layer(self.exit_layer, self.exit_layers)
         if self.off_ramp_temperatures is not None:
-            check_temperatures(self.off_ramp_temperatures, self.num_hidden_layers - 1)
+            check_temperatures(self.off_ramp_temperatures, off_ramps)

@@ -1,11 +1,12 @@
-"""The classifier around a base model with off-ramps, written once for all families."""
+"""The sequence classifier with off-ramps, written once for all families."""
 
 from copy import copy
 
 import torch
 from transformers.utils.generic import can_return_tuple
 
-from .exit_criteria_deebert import ExitCandidate, call_temperatures, scale_logits
+from .exit_plan_deebert import ExitPlan, call_temperatures
+from .exit_scores_deebert import ExitCandidate
 from .inputs_deebert import check_labels
 from .layer_state_deebert import LayerState
 from .loading_deebert import EarlyExitLoading
@@ -14,8 +15,9 @@ from .outputs_deebert import EarlyExitSequenceClassifierOutput
 
 class EarlyExitClassifier(EarlyExitLoading):
     """
-    A sequence classifier with off-ramps. Bases: this mixin first, then the family's stock classifier. A family names
-    its base model (`backbone_class`, `backbone_kwargs`) and says how its head is applied ([`classify`]).
+    A sequence classifier with off-ramps, a [`LayerRunner`]. Bases: this mixin first, then the family's stock
+    classifier. A family names its base model (`backbone_class`, `backbone_kwargs`) and defines how its head is applied
+    ([`classify`]).
     """
 
     backbone_class: type
@@ -31,9 +33,28 @@ class EarlyExitClassifier(EarlyExitLoading):
         """The family's own head: states `(rows, width, hidden)` and mask `(rows, width)` -> logits."""
         return self.classifier(hidden)
 
-    def answer_last(self, state: LayerState) -> ExitCandidate:
-        logits = self.classify(self.base_model.readout(state.hidden), state.mask)
-        return ExitCandidate(logits=logits, pooled=None)
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        return self.config.exit_layers
+
+    def make_plan(self, **settings) -> ExitPlan:
+        return self.base_model.make_plan(**settings)
+
+    def begin(self, **inputs):
+        return self.base_model.begin(**inputs)
+
+    def advance(self, state: LayerState, evaluate: bool = True) -> None:
+        self.base_model.advance(state, evaluate)
+
+    def readout(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.base_model.readout(hidden)
+
+    def evaluate_exit(self, state: LayerState) -> ExitCandidate:
+        """The off-ramp behind the last applied layer, or the model's own head."""
+        if state.layer < self.config.num_hidden_layers:
+            return self.base_model.evaluate_exit(state)
+        logits = self.classify(self.readout(state.hidden), state.mask)
+        return ExitCandidate(logits, None, state.memory, state.layer)
 
     def answer_off_ramp_inputs(self, inputs: torch.Tensor, alone: bool) -> EarlyExitSequenceClassifierOutput:
         """The off-ramps' logits for `off_ramp_inputs` of [`forward`]; `alone`: nothing else was given."""
@@ -44,12 +65,11 @@ class EarlyExitClassifier(EarlyExitLoading):
                 f"labels or exit settings, got {tuple(inputs.shape)}."
             )
         inputs = inputs.to(off_ramps[0].classifier.weight.dtype)
+        logits = [off_ramp(inputs[:, place])[1] for place, off_ramp in enumerate(off_ramps)]
         temperatures = call_temperatures(self.config, self.training)
-        logits: tuple = tuple(
-            scale_logits(off_ramp(inputs[:, layer - 1])[1], temperatures, layer)
-            for layer, off_ramp in enumerate(off_ramps, start=1)
-        )
-        return EarlyExitSequenceClassifierOutput(off_ramp_logits=logits)
+        if temperatures is not None:
+            logits = [values / temperature for values, temperature in zip(logits, temperatures.values(), strict=True)]
+        return EarlyExitSequenceClassifierOutput(off_ramp_logits=tuple(logits))
 
     def set_trainable(self, part: str) -> None:
         """
@@ -75,6 +95,7 @@ class EarlyExitClassifier(EarlyExitLoading):
         inputs_embeds: torch.FloatTensor | None = None,
         labels: torch.Tensor | None = None,
         early_exit_entropy: float | list[float] | None = None,
+        exit_criterion=None,
         exit_layer: int | None = None,
         output_off_ramp_logits: bool | None = None,
         off_ramp_inputs: torch.FloatTensor | None = None,
@@ -82,7 +103,7 @@ class EarlyExitClassifier(EarlyExitLoading):
         output_hidden_states: bool | None = None,
     ) -> EarlyExitSequenceClassifierOutput:
         r"""
-        As the stock classifier, with rows that leave at the first sure off-ramp. The early-exit arguments hold for
+        As the stock classifier, with rows that exit at the first confident off-ramp. The early-exit arguments hold for
         this call only; where they are `None`, the configuration's defaults do (in eval mode).
 
         Args:
@@ -92,30 +113,34 @@ class EarlyExitClassifier(EarlyExitLoading):
             labels (`torch.LongTensor` of shape `(batch,)`, *optional*):
                 Class indices, `0 … num_labels - 1`, or -100 for rows without one.
             early_exit_entropy (`float` or `list[float]`, *optional*):
-                Threshold S in nats, one number or one for each of the L-1 off-ramps: a row leaves at the first
-                off-ramp whose prediction has entropy < S (DeeBERT, Algorithm 1). 0 is the full depth, more than
-                ln(num_labels) lets everything out at the first off-ramp.
+                Threshold S in nats, one number or one for each off-ramp: a sample exits at the first off-ramp whose
+                prediction has entropy < S (DeeBERT, Algorithm 1). 0 is the full depth; above ln(num_labels) all
+                samples exit at the first off-ramp.
+            exit_criterion ([`ExitCriterion`] or `dict` of its fields, *optional*):
+                Another score, with its threshold and patience. At most one of `early_exit_entropy`, `exit_criterion`
+                and `exit_layer` is given.
             exit_layer (`int`, *optional*):
-                Every row is answered by off-ramp `exit_layer` (L: by the model's own head); later layers do not run.
+                The exit behind this layer answers every sample (L: the model's own head); later layers do not run.
             output_off_ramp_logits (`bool`, *optional*):
                 Runs all layers and returns the logits of all exits.
-            off_ramp_inputs (`torch.FloatTensor` of shape `(batch, L-1, hidden)`, *optional*):
+            off_ramp_inputs (`torch.FloatTensor` of shape `(batch, off-ramps, hidden)`, *optional*):
                 From [`compute_off_ramp_inputs`], in place of tokens: only the off-ramps run, and the output has only
                 their logits.
             output_hidden_states, output_attentions (`bool`, *optional*):
                 As in the stock model. All layers run.
 
         Raises:
-            ValueError: for early-exit arguments in training mode, out of range, given together, or entropy in a model
+            ValueError: for early-exit arguments in training mode, out of range, given together, or a score in a model
                 that does not choose one of several classes; for inputs longer than the position table, labels out of
                 range, masks of another shape.
         """
         if off_ramp_inputs is not None:
-            others = (input_ids, inputs_embeds, labels, early_exit_entropy, exit_layer)
+            others = (input_ids, inputs_embeds, labels, early_exit_entropy, exit_criterion, exit_layer)
             return self.answer_off_ramp_inputs(off_ramp_inputs, alone=all(other is None for other in others))
         if labels is not None:
             check_labels(labels, self.config, self.training)
         output = self.base_model.run(
+            self,
             {
                 "input_ids": input_ids,
                 "attention_mask": attention_mask,
@@ -123,21 +148,21 @@ class EarlyExitClassifier(EarlyExitLoading):
                 "position_ids": position_ids,
                 "inputs_embeds": inputs_embeds,
             },
-            self.answer_last,
-            False,
-            early_exit_entropy,
-            exit_layer,
-            output_off_ramp_logits,
-            output_hidden_states,
-            output_attentions,
+            keep_states=False,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            early_exit_entropy=early_exit_entropy,
+            exit_criterion=exit_criterion,
+            exit_layer=exit_layer,
+            output_off_ramp_logits=output_off_ramp_logits,
         )
-        answers = output["answers"]
+        answers = output.answers
         return EarlyExitSequenceClassifierOutput(
             # The stock loss notes the kind of problem in the configuration it is given: a call must leave no trace.
             loss=None if labels is None else self.loss_function(labels, answers.logits, copy(self.config)),
             logits=answers.logits,
             exit_layers=None if self.training else answers.exit_layers,
-            off_ramp_logits=output["off_ramp_logits"],
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
+            off_ramp_logits=output.off_ramp_logits,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )

@@ -1,6 +1,8 @@
-"""The layer loop, written once for all families."""
+"""The base model with off-ramps, written once for all families."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
@@ -8,10 +10,11 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .exit_answers_deebert import Compactor, ExitAnswers
-from .exit_criteria_deebert import ExitCandidate, ExitPlan, make_exit_plan, scale_logits
+from .exit_loop_deebert import LayerRunner, LoopOutput, run_call
+from .exit_plan_deebert import ExitPlan, make_exit_plan
+from .exit_scores_deebert import ExitCandidate
 from .inputs_deebert import check_mask, check_tokens
-from .layer_state_deebert import LayerState, is_left_aligned, rotate_columns, rotation, rotation_back
+from .layer_state_deebert import LayerState, is_left_aligned, rotate_columns, rotation
 from .loading_deebert import EarlyExitLoading
 from .off_ramps_deebert import OffRamp, OffRampPooler, init_off_ramp
 from .outputs_deebert import EarlyExitModelOutput, select_states
@@ -19,10 +22,10 @@ from .outputs_deebert import EarlyExitModelOutput, select_states
 
 class EarlyExitBackbone(EarlyExitLoading):
     """
-    A base model with off-ramps. Bases: this mixin first, then the family's stock base model. A family says how to
-    begin ([`embed`], [`max_tokens`]), what a layer needs besides the states ([`layer_context`]), how to apply one
-    ([`apply_layer`]), what off-ramps and head see of its output ([`readout`]) and what an off-ramp is made of
-    ([`make_off_ramp`]); everything else is here. The defaults are those of BERT.
+    A base model with off-ramps, a [`LayerRunner`]. Bases: this mixin first, then the family's stock base model. A
+    family defines how to begin ([`embed`], [`max_tokens`]), what a layer needs besides the states ([`layer_context`]),
+    how to apply one ([`apply_layer`]), what off-ramps and head read of its output ([`readout`]) and what an off-ramp
+    is made of ([`make_off_ramp`]); everything else is here. The defaults are those of BERT.
 
     Class attributes:
         embedding_inputs (`tuple[str, ...]`):
@@ -44,7 +47,7 @@ class EarlyExitBackbone(EarlyExitLoading):
         config.validate_off_ramps()
         config.validate_exit_defaults()
         super().__init__(config, *args, **kwargs)
-        self.off_ramps = nn.ModuleList(self.make_off_ramp(config) for _ in range(config.num_hidden_layers - 1))
+        self.off_ramps = nn.ModuleList(self.make_off_ramp(config) for _ in config.exit_layers[:-1])
         self.post_init()
 
     @torch.no_grad()
@@ -53,7 +56,7 @@ class EarlyExitBackbone(EarlyExitLoading):
         if isinstance(module, OffRamp):
             init_off_ramp(module, self.pooler_dense(), self.config.initializer_range)
 
-    # ---- what a family may say differently
+    # ---- what a family may define otherwise
 
     def make_off_ramp(self, config) -> OffRamp:
         """One off-ramp, with the activation (and norm, where it has one) and dropout of the family's own head."""
@@ -102,7 +105,7 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     def readout(self, hidden: torch.Tensor) -> torch.Tensor:
         """
-        What off-ramps and head see of states `(rows, tokens, hidden)`, token by token: the `last_hidden_state` that
+        What off-ramps and head read of states `(rows, tokens, hidden)`, token by token: the `last_hidden_state` that
         the stock model would have if it ended here.
         """
         return hidden
@@ -146,8 +149,15 @@ class EarlyExitBackbone(EarlyExitLoading):
         further = {name: inputs[name] for name in self.layer_inputs if name in inputs}
         return LayerState.begin(embedded, mask, **further), columns
 
-    def advance(self, state: LayerState, asked: bool = True) -> None:
-        """Applies one layer, in place; `asked`: whether its exit will be, for runtimes that compute both at once."""
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        return self.config.exit_layers
+
+    def make_plan(self, **settings) -> ExitPlan:
+        return make_exit_plan(self.config, self.training, **settings)
+
+    def advance(self, state: LayerState, evaluate: bool = True) -> None:
+        """Applies one layer, in place."""
         if self.checkpoints_in_loop and self.gradient_checkpointing and self.training:
             state.hidden = self.apply_checkpointed(state.layer, state)
         else:
@@ -173,143 +183,62 @@ class EarlyExitBackbone(EarlyExitLoading):
         hidden = state.hidden[:, :1] if off_ramp.pooling == "cls" else state.hidden
         return off_ramp.pool(self.readout(hidden), None if state.padding is False else state.mask)
 
-    def answer(self, state: LayerState, plan: ExitPlan, answer_last) -> ExitCandidate:
-        """What the off-ramp behind the last applied layer says, or `answer_last` behind the last layer."""
+    def evaluate_exit(self, state: LayerState) -> ExitCandidate:
+        """The off-ramp behind the last applied layer; behind the last one the family's pooler, if any, no logits."""
         if state.layer == self.config.num_hidden_layers:
-            return answer_last(state)
-        off_ramp = self.off_ramps[state.layer - 1]
+            return ExitCandidate(None, self.pool_last(self.readout(state.hidden)), state.memory, state.layer)
+        off_ramp = self.off_ramps[self.exit_layers.index(state.layer)]
         vector, logits = off_ramp(self.off_ramp_input(off_ramp, state))
-        logits = scale_logits(logits, plan.temperatures, state.layer)
-        return ExitCandidate(logits=logits, pooled=vector, memory=state.memory)
+        return ExitCandidate(logits, vector, state.memory, state.layer)
 
     # `capture_outputs` collects attentions through hooks on the layers, as in the stock models.
     @capture_outputs(tie_last_hidden_states=False)
-    def run_layers(
-        self,
-        state: LayerState,
-        plan: ExitPlan,
-        answer_last,
-        keep_states: bool,
-        keep_all_states: bool,
-        output_attentions: bool,
-        output_hidden_states: bool = False,
-    ) -> dict:
-        """
-        The layer loop.
+    def capture(self, run: Callable[[], LoopOutput], **flags) -> dict:
+        return {"output": run()}
 
-        Args:
-            state (`LayerState`): In front of layer 1.
-            plan (`ExitPlan`): Who may leave where.
-            answer_last (`Callable`): From the state behind the last layer to its [`ExitCandidate`].
-            keep_states (`bool`): Whether the rows' states and pooled vectors are wanted besides their logits.
-            keep_all_states (`bool`): Whether the states in front of and behind all layers are wanted.
-            output_attentions, output_hidden_states (`bool`): For `capture_outputs`.
-
-        Returns:
-            `dict` with `answers` ([`ExitAnswers`]), `off_ramp_logits` and, where asked for, `hidden_states` and
-            `attentions`.
-        """
-        answers = ExitAnswers(state, self.readout if keep_states else None)
-        hidden_states = [state.hidden] if keep_all_states else None
-        compactor = Compactor(state) if plan.compact else None
-        if compactor is not None:
-            state = compactor.compact(state)
-        off_ramp_logits = []
-        stops = plan.stops
-        while state.layer < plan.last_layer:
-            asked = plan.all_off_ramps or state.layer + 1 in stops
-            self.advance(state, asked)
-            if keep_all_states:
-                hidden_states.append(state.hidden)
-            if not asked:
-                continue
-            candidate = self.answer(state, plan, answer_last)
-            if plan.all_off_ramps:
-                off_ramp_logits.append(candidate.logits)
-            if state.layer not in stops:
-                continue
-            if state.layer == plan.answer_layer and answers.exit_layers is None:
-                answers.take_all(state, candidate)
-                continue
-            leave = plan.leaving(state, candidate)
-            if compactor is None:
-                answers.take(state, candidate, leave)
-                state.waiting = state.waiting_mask() & ~leave
-            elif compactor.somebody_leaves(leave):
-                if compactor.nobody_waits:
-                    answers.take_rest(state, candidate, leave)
-                    break
-                answers.take(state, candidate, leave)
-                state.waiting = state.waiting_mask() & ~leave
-                state = compactor.compact(state)
-        if keep_all_states:
-            hidden_states[-1] = self.readout(hidden_states[-1])
-        return {
-            "answers": answers,
-            "off_ramp_logits": tuple(off_ramp_logits) if plan.all_off_ramps else None,
-            "hidden_states": tuple(hidden_states) if keep_all_states else None,
-        }
+    def collect_attentions(self, run: Callable[[], LoopOutput], wanted: bool) -> LoopOutput:
+        """Runs the loop, and notes the attentions of all layers where `wanted`."""
+        # The loop keeps the hidden states itself.
+        captured = self.capture(run, output_attentions=wanted, output_hidden_states=False, return_dict=True)
+        captured["output"].attentions = captured.get("attentions")
+        return captured["output"]
 
     def run(
         self,
-        inputs: dict,
-        answer_last,
+        runner: LayerRunner,
+        tokens: dict,
         keep_states: bool,
-        early_exit_entropy=None,
-        exit_layer=None,
-        output_off_ramp_logits=None,
         output_hidden_states=None,
         output_attentions=None,
-    ) -> dict:
-        """From the arguments of a call to its answers: plans, begins, runs the layers, turns the rows back."""
+        **settings,
+    ) -> LoopOutput:
+        """
+        A call of `forward`.
+
+        Args:
+            runner ([`LayerRunner`]): This model, or the classifier around it.
+            tokens (`dict`): The token arguments.
+            keep_states (`bool`): Whether the rows' states and pooled vectors are wanted besides their logits.
+            output_hidden_states, output_attentions: As of `forward`.
+            settings: The early-exit arguments of `forward`.
+        """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         # `output_hidden_states` may be a flag, an index or a list of indices; 0 is an index.
         keep_all_states = output_hidden_states is not None and output_hidden_states is not False
-        plan = make_exit_plan(
-            self.config,
-            self.training,
-            early_exit_entropy,
-            exit_layer,
-            output_off_ramp_logits,
-            output_all_layers=keep_all_states or bool(output_attentions),
-        )
-        state, columns = self.begin(**inputs)
-        wanted = {
-            "keep_states": keep_states,
-            "keep_all_states": keep_all_states,
-            "output_attentions": output_attentions,
-            "output_hidden_states": False,  # the loop keeps them itself
-            "return_dict": True,
-        }
-        if state.rows.shape[0] == 0:
-            return self.run_empty(state, plan, answer_last, wanted)
-        mask = state.mask
-        output = self.run_layers(state, plan, answer_last, **wanted)
-        if keep_states or keep_all_states or output.get("attentions"):
-            turn_back(output, mask, columns, exits=plan.criterion is not None)
+        output_all_layers = keep_all_states or bool(output_attentions)
+        plan = self.make_plan(**settings, output_all_layers=output_all_layers)
+        attentions = partial(self.collect_attentions, wanted=bool(output_attentions))
+        output = run_call(runner, plan, tokens, keep_states, keep_all_states, attentions)
         if keep_all_states:
-            output["hidden_states"] = select_states(output["hidden_states"], output_hidden_states)
-        return output
-
-    def run_empty(self, state: LayerState, plan: ExitPlan, answer_last, wanted: dict) -> dict:
-        """The empty batch: layers cannot run on no rows, so one row runs that no answer is kept of."""
-        rows, width, size = state.hidden.shape
-        hidden = state.hidden.new_zeros(1, max(width, 1), size)
-        row = LayerState.begin(hidden, torch.ones(hidden.shape[:2], dtype=torch.long, device=hidden.device))
-        plan = replace(plan, criterion=None, compact=False)
-        output = self.run_layers(row, plan, answer_last, **wanted)
-        output["answers"].keep_none()
-        for name in ("off_ramp_logits", "hidden_states", "attentions"):
-            if output.get(name):
-                output[name] = tuple(None if tensor is None else tensor[:0] for tensor in output[name])
+            output.hidden_states = select_states(output.hidden_states, output_hidden_states)
         return output
 
     def compute_off_ramp_inputs(self, **inputs) -> torch.Tensor:
         """
-        What the L-1 off-ramps read of each row, `(rows, L-1, hidden)`: the pooled states of layers 1 … L-1. With a
+        What the off-ramps read of each row, `(rows, off-ramps, hidden)`: the pooled states behind their layers. With a
         frozen backbone that never changes, so stage 2 can train on it without running a layer again. Meant for `"cls"`
         and `"mean"` pooling, which have no parameters.
 
@@ -318,10 +247,31 @@ class EarlyExitBackbone(EarlyExitLoading):
         """
         state, _ = self.begin(**inputs)
         pooled = []
-        for off_ramp in self.off_ramps:
-            self.advance(state)
+        for layer, off_ramp in zip(self.exit_layers, self.off_ramps, strict=False):
+            while state.layer < layer:
+                self.advance(state)
             pooled.append(self.off_ramp_input(off_ramp, state))
         return torch.stack(pooled, 1)
+
+    @torch.no_grad()
+    def set_off_ramp_layers(self, layers: list[int] | None) -> None:
+        """
+        Moves the off-ramps to other layers: those of layers that the configuration and `layers` both name stay as they
+        are, the others are dropped or new. Thresholds and temperatures of the configuration are the caller's.
+
+        Args:
+            layers (`list[int]`, *optional*): As `config.off_ramp_layers`.
+        """
+        kept = dict(zip(self.exit_layers, self.off_ramps, strict=False))
+        self.config.off_ramp_layers = layers
+        like = next(self.parameters())
+        off_ramps = []
+        for layer in self.exit_layers[:-1]:
+            if layer not in kept:
+                kept[layer] = self.make_off_ramp(self.config)
+                kept[layer].apply(self._init_weights).to(like.device, like.dtype).train(self.training)
+            off_ramps.append(kept[layer])
+        self.off_ramps = nn.ModuleList(off_ramps)
 
     @can_return_tuple
     def forward(
@@ -332,16 +282,18 @@ class EarlyExitBackbone(EarlyExitLoading):
         position_ids: torch.LongTensor | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         early_exit_entropy: float | list[float] | None = None,
+        exit_criterion=None,
         exit_layer: int | None = None,
         output_off_ramp_logits: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
     ) -> EarlyExitModelOutput:
         """
-        As the stock base model, with rows that leave at the first sure off-ramp. See
-        [`EarlyExitClassifier.forward`] for the early-exit arguments and [`EarlyExitModelOutput`] for what comes back.
+        As the stock base model, with rows that exit at the first confident off-ramp. See
+        [`EarlyExitClassifier.forward`] for the early-exit arguments and [`EarlyExitModelOutput`] for the result.
         """
         output = self.run(
+            self,
             {
                 "input_ids": input_ids,
                 "attention_mask": attention_mask,
@@ -349,47 +301,21 @@ class EarlyExitBackbone(EarlyExitLoading):
                 "position_ids": position_ids,
                 "inputs_embeds": inputs_embeds,
             },
-            self.answer_last,
-            True,
-            early_exit_entropy,
-            exit_layer,
-            output_off_ramp_logits,
-            output_hidden_states,
-            output_attentions,
+            keep_states=True,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            early_exit_entropy=early_exit_entropy,
+            exit_criterion=exit_criterion,
+            exit_layer=exit_layer,
+            output_off_ramp_logits=output_off_ramp_logits,
         )
-        answers = output["answers"]
+        answers = output.answers
         return EarlyExitModelOutput(
             last_hidden_state=answers.hidden,
             pooler_output=None if self.pooler is None else answers.pooled,
             exit_layers=None if self.training else answers.exit_layers,
-            # The base model has no head that could answer for the last layer.
-            off_ramp_logits=output["off_ramp_logits"] and output["off_ramp_logits"][:-1],
-            hidden_states=output.get("hidden_states"),
-            attentions=output.get("attentions"),
-        )
-
-    def answer_last(self, state: LayerState) -> ExitCandidate:
-        """Behind the last layer a base model has the family's pooler, if any, and no logits."""
-        return ExitCandidate(logits=None, pooled=self.pool_last(self.readout(state.hidden)))
-
-
-def turn_back(output: dict, mask: torch.Tensor, columns: torch.Tensor | None, exits: bool) -> None:
-    """Puts the tokens of all states back to where the input had them; `exits`: zeroes padding as rows exited early."""
-    answers = output["answers"]
-    if answers.hidden is not None and exits:
-        answers.hidden = answers.hidden * mask.unsqueeze(-1)
-    if columns is None:
-        return
-    columns = rotation_back(columns)
-    if answers.hidden is not None:
-        answers.hidden = rotate_columns(answers.hidden, columns)
-    if output.get("hidden_states"):
-        output["hidden_states"] = tuple(rotate_columns(hidden, columns) for hidden in output["hidden_states"])
-    if output.get("attentions"):
-        output["attentions"] = tuple(
-            # (rows, heads, queries, keys): both the queries and the keys were rotated.
-            rotate_columns(rotate_columns(weights.transpose(1, 2), columns).transpose(1, 3), columns).permute(
-                0, 2, 3, 1
-            )
-            for weights in output["attentions"]
+            # The base model has no head behind the last layer.
+            off_ramp_logits=output.off_ramp_logits and output.off_ramp_logits[:-1],
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
         )

@@ -1,15 +1,15 @@
-"""Where rows put their answers: tensors in input order, written once a row."""
+"""Answers of a batch in input order, and the dropping of exited rows."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
-from .exit_criteria_deebert import ExitCandidate
+from .exit_scores_deebert import ExitCandidate
 from .layer_state_deebert import LayerState, resize_columns
 
 
-# Rows that left, and columns that only they needed, are carried along until they make up more than this share of a
+# Exited rows, and columns that only they needed, are carried along until they make up more than this share of a
 # batch's cells, because dropping them copies all others. benchmarks/compaction.py measures the choice.
 MAX_IDLE_SHARE = 1 / 32
 
@@ -32,30 +32,30 @@ class ExitAnswers:
         self.hidden: torch.Tensor | None = None
         self.exit_layers: torch.Tensor | None = None
 
-    def take_all(self, state: LayerState, candidate: ExitCandidate) -> None:
-        """Every row leaves here and none left before: no copies, and gradients flow as in the stock model."""
+    def record_all(self, state: LayerState, candidate: ExitCandidate) -> None:
+        """All rows exit here and none exited before: no copies, and gradients flow as in the stock model."""
         self.logits = candidate.logits
         self.exit_layers = torch.full_like(state.rows, state.layer)
         if self.readout is not None:
             self.pooled, self.hidden = candidate.pooled, resize_columns(self.readout(state.hidden), self.width)
 
-    def take_rest(self, state: LayerState, candidate: ExitCandidate, leave: torch.Tensor) -> None:
-        """The rows marked in `leave` are all that waited."""
+    def record_rest(self, state: LayerState, candidate: ExitCandidate, exiting: torch.Tensor) -> None:
+        """The rows marked in `exiting` are all that were active."""
         if self.exit_layers is None:
-            self.take_all(state, candidate)
+            self.record_all(state, candidate)
         else:
-            self.take(state, candidate, leave)
+            self.record(state, candidate, exiting)
 
-    def take(self, state: LayerState, candidate: ExitCandidate, leave: torch.Tensor) -> None:
-        """The rows marked in `leave`, `(rows,)`, leave here."""
-        self.exit_layers = self.put(self.exit_layers, state, leave, torch.full_like(state.rows, state.layer))
+    def record(self, state: LayerState, candidate: ExitCandidate, exiting: torch.Tensor) -> None:
+        """The rows marked in `exiting`, `(rows,)`, exit here."""
+        self.exit_layers = self.put(self.exit_layers, state, exiting, torch.full_like(state.rows, state.layer))
         if candidate.logits is not None:
-            self.logits = self.put(self.logits, state, leave, candidate.logits)
+            self.logits = self.put(self.logits, state, exiting, candidate.logits)
         if self.readout is not None:
             if candidate.pooled is not None:
-                self.pooled = self.put(self.pooled, state, leave, candidate.pooled)
+                self.pooled = self.put(self.pooled, state, exiting, candidate.pooled)
             hidden = resize_columns(self.readout(state.hidden), self.width)
-            self.hidden = self.put(self.hidden, state, leave, hidden)
+            self.hidden = self.put(self.hidden, state, exiting, hidden)
 
     def keep_none(self) -> None:
         """Cuts all answers to no rows."""
@@ -63,17 +63,17 @@ class ExitAnswers:
             answer = getattr(self, name)
             setattr(self, name, None if answer is None else answer[:0])
 
-    def put(self, answer, state: LayerState, leave: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        """Writes the values of the rows that leave to their places, without looking at `leave` on the host."""
+    def put(self, answer, state: LayerState, exiting: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """Writes the values of exiting rows to their places, without reading `exiting` on the host."""
         if answer is None:
             answer = values.new_zeros(self.total, *values.shape[1:])
-        leave = leave.view(-1, *[1] * (values.dim() - 1))
-        return answer.index_put((state.rows,), torch.where(leave, values, answer[state.rows]))
+        exiting = exiting.view(-1, *[1] * (values.dim() - 1))
+        return answer.index_put((state.rows,), torch.where(exiting, values, answer[state.rows]))
 
 
 class Compactor:
     """
-    Drops rows that left, and padding that only they needed, where that pays: when the rows and columns still needed
+    Drops exited rows, and padding that only they needed, where that pays: when the rows and columns still needed
     make up at most `1 - MAX_IDLE_SHARE` of the batch's cells. A mask with holes keeps all columns up to its last
     attended one.
 
@@ -82,39 +82,41 @@ class Compactor:
     """
 
     def __init__(self, state: LayerState):
-        # On the host, each row's length (1 + its last attended column, at least 1), and 0 once it left.
+        # On the host, each row's length (1 + its last attended column, at least 1), and 0 once it exited.
         self.remaining, self.holes = host_lengths(state.mask)
 
-    def somebody_leaves(self, leave: torch.Tensor) -> bool:
-        """Notes who leaves; the one host synchronisation of a layer."""
-        flags = host_flags(leave)
+    def note_exits(self, exiting: torch.Tensor) -> bool:
+        """Notes which rows exit, and returns whether any does; the one host synchronisation of a layer."""
+        flags = host_flags(exiting)
         if not any(flags):
             return False
-        self.remaining = [0 if left else length for left, length in zip(flags, self.remaining, strict=True)]
+        self.remaining = [0 if exited else length for exited, length in zip(flags, self.remaining, strict=True)]
         return True
 
     @property
-    def nobody_waits(self) -> bool:
+    def all_exited(self) -> bool:
         return not any(self.remaining)
 
     def compact(self, state: LayerState) -> LayerState:
-        """The rows that wait, of which there is at least one, perhaps with idle ones among them."""
-        stay = [row for row, length in enumerate(self.remaining) if length]
+        """The active rows, of which there is at least one, perhaps with exited ones among them."""
+        active = [row for row, length in enumerate(self.remaining) if length]
         width = max(self.remaining)
         rows, columns = state.mask.shape
-        if len(stay) * width > (1 - MAX_IDLE_SHARE) * rows * columns:
+        if len(active) * width > (1 - MAX_IDLE_SHARE) * rows * columns:
             return state
         state = state.resize(width)
-        if len(stay) < rows:
-            state = replace(state, waiting=None).select(torch.tensor(stay, dtype=torch.long, device=state.mask.device))
-            self.remaining = [self.remaining[row] for row in stay]
+        if len(active) < rows:
+            state = replace(state, active=None).select(
+                torch.tensor(active, dtype=torch.long, device=state.mask.device)
+            )
+            self.remaining = [self.remaining[row] for row in active]
         return replace(state, padding=self.holes or any(length < width for length in self.remaining))
 
 
 # Reading tensors on the host breaks a compiled graph anyway; here the breaks are in known places.
 @torch.compiler.disable
-def host_flags(leave: torch.Tensor) -> list[bool]:
-    return leave.tolist()
+def host_flags(exiting: torch.Tensor) -> list[bool]:
+    return exiting.tolist()
 
 
 @torch.compiler.disable

@@ -1,199 +1,150 @@
-"""Who leaves where: entropy, exit criteria, and the plan that a call's arguments and the configuration make."""
+"""Exit criteria: a score, its threshold and the patience with it."""
 
-from dataclasses import dataclass, field
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
-import torch
-from transformers.utils import logging
-
-from .configuration_early_exit_deebert import check_exit_layer, check_temperatures, check_thresholds
-from .layer_state_deebert import LayerState
-
-
-logger = logging.get_logger(__name__)
+from .exit_scores_deebert import SCORES, Score, find_score
 
 
-def entropy(logits: torch.Tensor) -> torch.Tensor:
-    """
-    Entropy of the predictions in nats (DeeBERT, section 3.2), computed in float32 from `log_softmax`, so that it is
-    finite for every finite input, half precision included.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(…, labels)`): Scores before softmax.
-
-    Returns:
-        `torch.FloatTensor` of shape `(…)`, between 0 and ln(labels); NaN where a logit is not finite.
-    """
-    return negative_entropy(logits).neg().clamp(min=0)
-
-
-def negative_entropy(logits: torch.Tensor) -> torch.Tensor:
-    """Sum of p ln p, before rounding errors above 0 are cut off."""
-    log_probabilities = logits.float().log_softmax(-1)
-    return log_probabilities.exp().mul(log_probabilities).sum(-1)
-
-
-def call_temperatures(config, training: bool) -> tuple[float, ...] | None:
-    """The off-ramps' temperatures in a call; `None`: all 1, as always in training, for the loss of stage 2."""
-    if training or config.off_ramp_temperatures is None:
-        return None
-    return check_temperatures(config.off_ramp_temperatures, config.num_hidden_layers - 1)
-
-
-def scale_logits(logits: torch.Tensor, temperatures: tuple[float, ...] | None, layer: int) -> torch.Tensor:
-    """Logits `(rows, labels)` of off-ramp `layer` (1 … L-1), divided by its temperature (Guo et al., 2017)."""
-    return logits if temperatures is None else logits / temperatures[layer - 1]
-
-
-@dataclass
-class ExitCandidate:
-    """
-    One layer's answers, put before an exit criterion.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(rows, labels)`): What the off-ramp says, its temperature applied.
-        pooled (`torch.FloatTensor` of shape `(rows, hidden)`): The vector its classifier read.
-        memory (`dict[str, torch.Tensor]`):
-            The criterion's own `(rows, …)` tensors, empty at the first layer. What it puts here it finds again at the
-            next consulted layer, for the rows that are left.
-    """
-
-    logits: torch.Tensor
-    pooled: torch.Tensor
-    memory: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-class ExitCriterion:
-    """Decides row by row who leaves at an off-ramp. Subclasses implement [`__call__`]."""
-
-    def consults(self, layer: int) -> bool:
-        """Whether any row could leave at `layer` (1 … L-1); its off-ramp is not even computed otherwise."""
-        return True
-
-    def __call__(self, candidate: ExitCandidate, layer: int) -> torch.Tensor:
-        """`torch.BoolTensor` of shape `(rows,)`: which rows leave at `layer`. A row's answer is its own affair."""
-        raise NotImplementedError
-
-
-class EntropyCriterion(ExitCriterion):
-    """
-    A row leaves when the entropy of its prediction is below the layer's threshold (DeeBERT, Algorithm 1), strictly. A
-    row with a logit that is not finite has no entropy and never leaves early.
-
-    Args:
-        thresholds (`tuple[float, ...]`): One for each off-ramp, in nats.
-    """
-
-    def __init__(self, thresholds: tuple[float, ...]):
-        self.thresholds = thresholds
-
-    def consults(self, layer: int) -> bool:
-        return self.thresholds[layer - 1] > 0
-
-    def __call__(self, candidate: ExitCandidate, layer: int) -> torch.Tensor:
-        # Of NaN, the entropy of logits that are not finite, this is False: the row goes on. The layer is only
-        # consulted for a threshold above 0, where this equals `entropy(logits) < threshold` with two operations less.
-        return negative_entropy(candidate.logits) > -self.thresholds[layer - 1]
+FIELDS = ("score", "threshold", "patience")
 
 
 @dataclass(frozen=True)
-class ExitPlan:
+class ExitCriterion:
     """
-    What one call does.
+    When a sample exits: at the first off-ramp that completes `patience` consecutive evaluated exits with a score below
+    their threshold, strictly. An exit whose threshold is 0 is switched off: it is not evaluated, and neither continues
+    nor breaks a run.
 
     Args:
-        criterion ([`ExitCriterion`], *optional*): Who leaves before `answer_layer`; `None`: nobody.
-        answer_layer (`int`): Where every row that is left gets its answer.
-        last_layer (`int`): Where the loop ends.
-        all_off_ramps (`bool`): Whether the logits of all exits are kept.
-        compact (`bool`): Whether rows that left are dropped from the batch.
-        temperatures (`tuple[float, ...]`, *optional*): Of the L-1 off-ramps; `None`: all 1.
-    """
-
-    criterion: ExitCriterion | None
-    answer_layer: int
-    last_layer: int
-    all_off_ramps: bool
-    compact: bool
-    temperatures: tuple[float, ...] | None
-
-    @property
-    def stops(self) -> frozenset[int]:
-        """Layers where rows may leave."""
-        early = range(1, self.answer_layer) if self.criterion is not None else ()
-        return frozenset([self.answer_layer, *(layer for layer in early if self.criterion.consults(layer))])
-
-    def leaving(self, state: LayerState, candidate: ExitCandidate) -> torch.Tensor:
-        """`torch.BoolTensor` of shape `(rows,)`: which of the rows that wait leave behind the state's layer."""
-        if state.layer == self.answer_layer:
-            return state.waiting_mask()
-        leave = self.criterion(candidate, state.layer)
-        return leave if state.waiting is None else leave & state.waiting
-
-
-def make_exit_plan(
-    config,
-    training: bool,
-    early_exit_entropy=None,
-    exit_layer=None,
-    output_off_ramp_logits=None,
-    output_all_layers: bool = False,
-) -> ExitPlan:
-    """
-    Makes the plan of a call: its explicit arguments come first, then, in eval mode, the configuration's defaults.
-
-    Args:
-        config ([`EarlyExitConfigMixin`]): Holds the defaults.
-        training (`bool`): Whether the model is in training mode, where nobody exits early.
-        early_exit_entropy, exit_layer, output_off_ramp_logits: The call's arguments, `None` where not given.
-        output_all_layers (`bool`): Whether hidden states or attentions of all layers are asked for.
+        score (`str` or `Callable`):
+            How unsure an exit is: `"entropy"` (DeeBERT), `"least_confidence"`, `"margin"`, `"disagreement"` (with
+            patience t PABEE's rule), or a function from an [`ExitCandidate`] to a tensor of shape `(rows,)`, values
+            >= 0, lower where it is more confident. A function can be used in a call, not in a configuration.
+        threshold (`float` or `list[float]`):
+            One for all off-ramps or one for each, in the score's unit; finite and >= 0.
+        patience (`int`, *optional*, defaults to 1): Consecutive exits below the threshold that it takes.
 
     Raises:
-        ValueError: for arguments that are out of range, exclude each other or do not fit the model.
+        ValueError: for an unknown score, a threshold that is no number, negative or not finite, a patience below 1.
+
+    ```python
+    >>> from transformers_deebert import ExitCriterion
+
+    >>> criterion = ExitCriterion("margin", threshold=0.1, patience=2)
+    >>> model(**inputs, exit_criterion=criterion).exit_layers  # doctest: +SKIP
+    tensor([4, 6])
+
+    ```
     """
-    if training and not (early_exit_entropy is None and exit_layer is None):
-        name, value = (
-            ("exit_layer", exit_layer) if early_exit_entropy is None else ("early_exit_entropy", early_exit_entropy)
-        )
-        raise ValueError(f"`{name}` ({value!r}) cannot be used in training mode: call `model.eval()` first.")
-    if not training and early_exit_entropy is None and exit_layer is None:
-        early_exit_entropy, exit_layer = config.early_exit_entropy, config.exit_layer
-    if early_exit_entropy is not None and exit_layer is not None:
+
+    score: str | Score
+    threshold: float | Sequence[float]
+    patience: int = 1
+
+    def __post_init__(self):
+        find_score(self.score)
+        check_threshold_values(self.threshold)
+        if isinstance(self.patience, bool) or not isinstance(self.patience, Integral) or self.patience < 1:
+            raise ValueError(f"`patience` must be a whole number >= 1, got {self.patience!r}: 1 is plain early exit.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """
+        The fields as plain Python values, as `config.exit_criterion` holds them.
+
+        Raises:
+            ValueError: for a score that is a function.
+        """
+        if not isinstance(self.score, str):
+            raise ValueError(
+                f"`score` is a function ({self.score!r}), which no configuration can hold: give it with each call, or "
+                f"use one of {', '.join(SCORES)}."
+            )
+        values = check_threshold_values(self.threshold)
+        threshold = list(values) if is_list(self.threshold) else values[0]
+        return {"score": self.score, "threshold": threshold, "patience": int(self.patience)}
+
+
+def read_criterion(value, name: str = "exit_criterion") -> ExitCriterion:
+    """
+    The criterion that a mapping, or an object with the same attributes, describes: after a load of remote code the
+    class of `value` may be another copy of [`ExitCriterion`].
+
+    Raises:
+        ValueError: for missing, unknown or malformed fields.
+    """
+    if isinstance(value, Mapping):
+        unknown, missing = sorted(set(value) - set(FIELDS)), [field for field in FIELDS[:2] if field not in value]
+        if unknown or missing:
+            raise ValueError(
+                f"`{name}` must have the fields score, threshold and, optionally, patience, got {dict(value)!r}"
+                f"{f': unknown {unknown}' if unknown else ''}{f': missing {missing}' if missing else ''}."
+            )
+        return ExitCriterion(**value)
+    try:
+        return ExitCriterion(value.score, value.threshold, value.patience)
+    except AttributeError:
         raise ValueError(
-            f"`early_exit_entropy` ({early_exit_entropy!r}) and `exit_layer` ({exit_layer!r}) exclude each other: "
-            "set one of them."
-        )
-    if output_off_ramp_logits is None:
-        output_off_ramp_logits = config.output_off_ramp_logits and not training
-
-    depth = config.num_hidden_layers
-    answer_layer = depth if exit_layer is None else check_exit_layer(exit_layer, depth)
-    criterion = None
-    if early_exit_entropy is not None:
-        thresholds = check_thresholds(early_exit_entropy, depth - 1)
-        if any(thresholds):
-            check_entropy_defined(config, early_exit_entropy)
-            criterion = EntropyCriterion(thresholds)
-    if (criterion is not None or answer_layer < depth) and not config.off_ramps_trained:
-        logger.warning_once(
-            "This model is asked to exit early, but its off-ramps have not been trained: their answers are arbitrary. "
-            "Train them with `OffRampTrainer`, or set `config.off_ramps_trained = True` if you trained them otherwise."
-        )
-    every_layer = output_off_ramp_logits or output_all_layers
-    return ExitPlan(
-        criterion=criterion,
-        answer_layer=answer_layer,
-        last_layer=depth if every_layer else answer_layer,
-        all_off_ramps=bool(output_off_ramp_logits),
-        compact=criterion is not None and not every_layer,
-        temperatures=call_temperatures(config, training),
-    )
+            f"`{name}` must be an `ExitCriterion` or a dict of its fields, got {value!r}: for example "
+            '{"score": "margin", "threshold": 0.1}.'
+        ) from None
 
 
-def check_entropy_defined(config, early_exit_entropy) -> None:
-    """Raises `ValueError` for models that do not choose one of several classes."""
-    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+def is_list(value) -> bool:
+    """Whether a threshold is given as one number for each off-ramp: a list, a tuple or an array."""
+    return isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) > 0
+
+
+def check_threshold_values(value, name: str = "threshold") -> tuple[float, ...]:
+    """The thresholds of a number or a list of numbers; raises `ValueError` unless all are finite and >= 0."""
+    values = tuple(value) if is_list(value) else (value,)
+    for threshold in values:
+        if isinstance(threshold, bool) or not isinstance(threshold, Real):
+            raise ValueError(
+                f"`{name}` must be a number or a list of numbers, got {threshold!r} "
+                f"({type(threshold).__name__}): pass a float such as 0.4."
+            )
+        if not math.isfinite(threshold) or threshold < 0:
+            raise ValueError(
+                f"`{name}` must be finite and not negative, got {threshold!r}: 0 switches an exit off, and a sample "
+                "exits where the score is below the threshold."
+            )
+    return tuple(float(threshold) for threshold in values)
+
+
+def check_thresholds(value, num_off_ramps: int, name: str = "early_exit_entropy") -> tuple[float, ...]:
+    """
+    Checks thresholds and spells them out, one for each off-ramp.
+
+    Args:
+        value (`float` or `list[float]`): One threshold for all off-ramps or one for each; finite and not negative.
+        num_off_ramps (`int`): Number of off-ramps.
+        name (`str`): The argument's, for errors.
+
+    Returns:
+        `tuple[float, ...]` of length `num_off_ramps`.
+
+    Raises:
+        ValueError: where a threshold is not a number, is negative or not finite, or their number is wrong.
+    """
+    values = check_threshold_values(value, name)
+    if is_list(value) and len(values) != num_off_ramps:
         raise ValueError(
-            f"`early_exit_entropy` ({early_exit_entropy!r}) needs a model that chooses one of several classes, this "
-            f"one has num_labels={config.num_labels} and problem_type={config.problem_type!r}: use `exit_layer`, or 0 "
-            "for the full depth."
+            f"`{name}` has {len(values)} thresholds, but the model has {num_off_ramps} off-ramps: give one number for "
+            "all of them, or exactly one number for each."
+        )
+    return values if is_list(value) else values * num_off_ramps
+
+
+def check_fits_problem(config, score: str | Score, name: str) -> None:
+    """Raises `ValueError` for a score of the library and a model that does not choose one of several classes."""
+    several = config.num_labels >= 2 and config.problem_type in (None, "single_label_classification")
+    if isinstance(score, str) and not several:
+        raise ValueError(
+            f"`{name}` with the score {score!r} needs a model that chooses one of several classes, this one has "
+            f"num_labels={config.num_labels} and problem_type={config.problem_type!r}: use `exit_layer`, a score of "
+            "your own, or the threshold 0 for the full depth."
         )

@@ -1,4 +1,4 @@
-"""What a layer needs of the rows that are on their way through the encoder."""
+"""State of a batch between two layers."""
 
 from dataclasses import dataclass, field, replace
 
@@ -8,7 +8,7 @@ import torch
 @dataclass
 class LayerState:
     """
-    Rows on their way through the encoder. Holds primary, row-aligned tensors only; what can be derived from them (4-D
+    Rows in the encoder. Holds primary, row-aligned tensors only; what can be derived from them (4-D
     masks, relative positions, …) is `context`, built when a layer needs it and dropped when rows or width change. So
     rows can be selected, states of different batches concatenated, and padding cut without knowing the family.
     Applying a layer changes a state in place; [`select`], [`resize`] and [`cat`] make new ones.
@@ -19,8 +19,7 @@ class LayerState:
         rows (`torch.LongTensor` of shape `(rows,)`): Each row's place in the answer.
         tokens (`dict[str, torch.Tensor]`): Further `(rows, width, …)` tensors that the family's layers need.
         memory (`dict[str, torch.Tensor]`): `(rows, …)` tensors of the exit criterion, kept from layer to layer.
-        waiting (`torch.BoolTensor` of shape `(rows,)`, *optional*):
-            Which rows still wait for their answer; `None`: all of them.
+        active (`torch.BoolTensor` of shape `(rows,)`, *optional*): Which rows have no answer yet; `None`: all of them.
         layer (`int`): Number of layers applied.
         padding (`bool`, *optional*): Whether any cell is masked, where the host knows it; `None` where it does not.
         context (`dict`, *optional*): Arguments derived for the layers, `None` until built.
@@ -31,7 +30,7 @@ class LayerState:
     rows: torch.Tensor
     tokens: dict[str, torch.Tensor] = field(default_factory=dict)
     memory: dict[str, torch.Tensor] = field(default_factory=dict)
-    waiting: torch.Tensor | None = None
+    active: torch.Tensor | None = None
     layer: int = 0
     padding: bool | None = None
     context: dict | None = None
@@ -49,7 +48,7 @@ class LayerState:
             hidden=self.hidden[index],
             mask=self.mask[index],
             rows=self.rows[index],
-            waiting=None if self.waiting is None else self.waiting[index],
+            active=None if self.active is None else self.active[index],
             tokens={name: tensor[index] for name, tensor in self.tokens.items()},
             memory={name: tensor[index] for name, tensor in self.memory.items()},
             padding=None,
@@ -69,9 +68,9 @@ class LayerState:
             context=None,
         )
 
-    def waiting_mask(self) -> torch.Tensor:
-        """`waiting` as a tensor."""
-        return torch.ones_like(self.rows, dtype=torch.bool) if self.waiting is None else self.waiting
+    def active_mask(self) -> torch.Tensor:
+        """`active` as a tensor."""
+        return torch.ones_like(self.rows, dtype=torch.bool) if self.active is None else self.active
 
     @staticmethod
     def cat(states: "list[LayerState]") -> "LayerState":
@@ -97,7 +96,7 @@ class LayerState:
             hidden=torch.cat([state.hidden for state in states]),
             mask=torch.cat([state.mask for state in states]),
             rows=torch.cat([state.rows for state in states]),
-            waiting=torch.cat([state.waiting_mask() for state in states]),
+            active=torch.cat([state.active_mask() for state in states]),
             tokens={name: torch.cat([state.tokens[name] for state in states]) for name in first.tokens},
             memory={name: torch.cat([state.memory[name] for state in states]) for name in first.memory},
             padding=None,

@@ -7,8 +7,13 @@ from copy import deepcopy
 
 from transformers import PreTrainedConfig
 
+from .configuration_early_exit_deebert import layers_of_exits
 from .original_layouts_deebert import PLACE, find_original_tensors, is_original, modern_tensors
 from .pipeline_deebert import PIPELINE_CODE
+
+
+# Fields of a configuration that have one number for each off-ramp, or name one.
+EXIT_DEFAULTS = ("early_exit_entropy", "exit_criterion", "exit_layer", "off_ramp_temperatures")
 
 
 class EarlyExitLoading:
@@ -32,6 +37,8 @@ class EarlyExitLoading:
         by the names of their tensors and load as well; [`save_pretrained`] writes them in this library's form. Their
         off-ramps count as trained.
 
+        With another `off_ramp_layers` than the checkpoint's, off-ramps of the layers that both name are kept.
+
         Raises:
             ValueError: for a checkpoint with some off-ramps missing or superfluous, or any tensor of another shape
                 without `ignore_mismatched_sizes=True`, naming them.
@@ -43,6 +50,9 @@ class EarlyExitLoading:
         want_info = kwargs.pop("output_loading_info", False)
         allow_mismatch = kwargs.pop("ignore_mismatched_sizes", False)
         original = cls.find_original(name, saved, kwargs)
+        moved = None
+        if original is not None or saved.get("model_type") == cls.config_class.model_type:
+            kwargs, moved = cls.with_saved_layers(name, saved, kwargs)
         if original is not None:
             kwargs = cls.original_arguments(name, original, kwargs)
         model, info = super().from_pretrained(
@@ -58,6 +68,8 @@ class EarlyExitLoading:
             model.name_or_path = model.config.name_or_path = str(name)
             check_whole(model, info, name)
         check_off_ramp_keys(model, info, name, poolers_only=original is not None)
+        if moved is not None:
+            move_off_ramps(model, moved)
         return (model, info) if want_info else model
 
     @classmethod
@@ -69,6 +81,30 @@ class EarlyExitLoading:
             config = deepcopy(config)
             config.forget_off_ramps()
         return config
+
+    @classmethod
+    def with_saved_layers(cls, name, saved: dict, kwargs: dict):
+        """
+        Arguments that load the off-ramps behind the layers that they were saved for, and the configuration that is
+        wanted where its layers are others (otherwise `None`).
+        """
+        config, arguments = kwargs.get("config"), dict(kwargs)
+        if "off_ramp_layers" in kwargs and not isinstance(config, PreTrainedConfig):
+            # Of these the configuration has values of its own.
+            kept = {key: arguments.pop(key) for key in ("dtype", "torch_dtype") if key in arguments}
+            source = arguments.pop("config", None) or name
+            config, arguments = cls.config_class.from_pretrained(source, return_unused_kwargs=True, **arguments)
+            arguments |= kept | {"config": config}
+        if not isinstance(config, PreTrainedConfig):
+            return kwargs, None
+        layers = saved.get("off_ramp_layers")
+        if layers_of_exits(layers, config.num_hidden_layers) == config.exit_layers:
+            return arguments, None
+        as_saved = deepcopy(config)
+        for field in EXIT_DEFAULTS:
+            setattr(as_saved, field, None)
+        as_saved.off_ramp_layers = layers
+        return arguments | {"config": as_saved}, config
 
     @classmethod
     def find_original(cls, name, saved: dict, kwargs: dict) -> dict | None:
@@ -116,6 +152,16 @@ class EarlyExitLoading:
         task = {"impl": PIPELINE_CODE, "pt": ["AutoModelForSequenceClassification"], "type": "text"}
         self.config.custom_pipelines = {"text-classification": task}
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def move_off_ramps(model, config) -> None:
+    """Moves a loaded model's off-ramps to the layers of another configuration, and takes its defaults over."""
+    known = set(model.config.exit_layers)
+    model.base_model.set_off_ramp_layers(config.off_ramp_layers)
+    for field in EXIT_DEFAULTS:
+        setattr(model.config, field, getattr(config, field))
+    if not set(model.config.exit_layers) <= known:
+        model.config.off_ramps_trained = False
 
 
 def read_config(name, kwargs: dict) -> dict:

@@ -1,8 +1,8 @@
-"""Text classification in a pipeline whose rows exit on their own."""
+"""Text classification pipeline with early exit."""
 
 from transformers import TextClassificationPipeline
 
-from .configuration_early_exit_deebert import check_exit_layer, check_thresholds
+from .exit_plan_deebert import given_settings, make_exit_plan
 from .outputs_deebert import EarlyExitSequenceClassifierOutput
 
 
@@ -14,17 +14,18 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
     """
     [`~transformers.TextClassificationPipeline`] for models with off-ramps and, exactly as before, for all others.
 
-    Takes two more arguments, when it is made or with each call; those of a call come first, and without any the
-    model's configuration decides:
+    Takes three more arguments, at most one of them, when it is made or with each call; that of a call comes first, and
+    without any the model's configuration decides:
 
     - **early_exit_entropy** (`float` or `list[float]`, *optional*): threshold S in nats.
-    - **exit_layer** (`int`, *optional*): the layer that answers every text, 1 … L.
+    - **exit_criterion** ([`ExitCriterion`] or `dict` of its fields, *optional*): score, threshold and patience.
+    - **exit_layer** (`int`, *optional*): the layer whose exit answers every text, L: the model's own head.
 
-    Each result of a model with off-ramps has one more key, **exit_layer** (`int`): the 1-based layer that the text
-    left at, L at full depth.
+    Each result of a model with off-ramps has one more key, **exit_layer** (`int`): the layer that the text exited at,
+    L at full depth.
 
     Raises:
-        ValueError: for these arguments with a model that has no off-ramps, out of range, or both given.
+        ValueError: for these arguments with a model that has no off-ramps, out of range, or several given.
 
     ```python
     >>> import transformers_deebert
@@ -43,7 +44,7 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.exits_early:
-            self.model.eval()  # one that was just trained is in training mode, where nobody exits
+            self.model.eval()  # one that was just trained is in training mode, where no text exits
 
     def __reduce_ex__(self, protocol):
         if type(self) is not EarlyExitTextClassificationPipeline:
@@ -63,36 +64,35 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
         if not self.exits_early or self.model.base_model is self.model:
             super().check_model_type(supported_models)
 
-    def _sanitize_parameters(self, early_exit_entropy=None, exit_layer=None, **kwargs):
+    def _sanitize_parameters(self, early_exit_entropy=None, exit_criterion=None, exit_layer=None, **kwargs):
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
-        settings = {"early_exit_entropy": early_exit_entropy, "exit_layer": exit_layer}
-        given = [name for name, value in settings.items() if value is not None]
-        if given and not self.exits_early:
+        settings = {
+            "early_exit_entropy": early_exit_entropy,
+            "exit_criterion": exit_criterion,
+            "exit_layer": exit_layer,
+        }
+        given = given_settings(**settings)
+        if not given:
+            return preprocess, forward, postprocess
+        if not self.exits_early:
+            ((name, value),) = given.items()
             raise ValueError(
-                f"`{given[0]}` ({settings[given[0]]!r}) was given, but {type(self.model).__name__} has no off-ramps: "
-                "leave it out, or load the model with `transformers_deebert.from_backbone` and train it."
+                f"`{name}` ({value!r}) was given, but {type(self.model).__name__} has no off-ramps: leave it out, or "
+                "load the model with `transformers_deebert.from_backbone` and train it."
             )
-        if len(given) == 2:
-            raise ValueError(
-                f"`early_exit_entropy` ({early_exit_entropy!r}) and `exit_layer` ({exit_layer!r}) exclude each other: "
-                "set one of them."
-            )
-        if early_exit_entropy is not None:
-            check_thresholds(early_exit_entropy, self.model.config.num_hidden_layers - 1)
-        if exit_layer is not None:
-            check_exit_layer(exit_layer, self.model.config.num_hidden_layers)
-        # Both or none: one of a call replaces the other that the pipeline was made with.
-        return preprocess, forward | settings if given else forward, postprocess
+        make_exit_plan(self.model.config, False, **given)  # refuses what is out of range
+        # All or none: one of a call replaces another that the pipeline was made with.
+        return preprocess, forward | settings, postprocess
 
     def _forward(self, model_inputs, **settings):
         if not self.exits_early:
             return super()._forward(model_inputs, **settings)
         if self.model.training:
             raise ValueError(
-                "The pipeline's model is in training mode, where nobody exits early: call `model.eval()` first."
+                "The pipeline's model is in training mode, where no text exits early: call `model.eval()` first."
             )
         output = self.model(**model_inputs, output_off_ramp_logits=False, **settings)
-        # What is not told in the results would only be taken apart row by row.
+        # What the results do not hold would only be taken apart row by row.
         return EarlyExitSequenceClassifierOutput(logits=output.logits, exit_layers=output.exit_layers)
 
     def postprocess(self, model_outputs, *args, **kwargs):
