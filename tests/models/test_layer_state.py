@@ -88,7 +88,7 @@ def test_select_and_cat_are_inverse():
     for name in ("hidden", "mask", "rows"):
         assert torch.equal(getattr(joined, name), getattr(state, name))
     assert torch.equal(joined.memory["count"], state.memory["count"])
-    assert joined.waiting.all()
+    assert joined.active.all()
 
 
 @given(

@@ -10,7 +10,7 @@ from transformers_deebert import models
 
 FILES = sorted(path for path in Path(models.__file__).parent.glob("*.py") if path.name != "__init__.py")
 THIRD_PARTY = {"torch", "transformers", "huggingface_hub"}
-STANDARD = {"collections", "copy", "dataclasses", "itertools", "json", "math", "numbers", "re", "typing"}
+STANDARD = {"collections", "copy", "dataclasses", "functools", "itertools", "json", "math", "numbers", "re", "typing"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -1,4 +1,4 @@
-"""What the models return."""
+"""Outputs of the models."""
 
 from dataclasses import dataclass
 
@@ -23,27 +23,27 @@ class EarlyExitModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, hidden)`):
-            Of each row, the state behind the layer it left at. Where rows may exit early, padding positions are zero.
+            Of each row, the state behind the layer it exited at. Where rows may exit early, padding positions are zero.
         pooler_output (`torch.FloatTensor` of shape `(batch, hidden)`, *optional*):
             Of each row, the vector that the classifier of its off-ramp read; at the last layer, the output of the
             family's pooler. `None` for a base model built without a pooler.
         exit_layers (`torch.LongTensor` of shape `(batch,)`, *optional*):
-            1-based layer each row left at, L for rows that ran to full depth. `None` in training mode.
+            Layer that each row exited at, L for rows that ran to full depth. `None` in training mode.
         off_ramp_logits (`tuple[torch.FloatTensor]`, *optional*):
-            With `output_off_ramp_logits=True`: L-1 tensors `(batch, labels)`, one for each off-ramp, divided in
-            eval mode by its temperature if the configuration has any.
+            With `output_off_ramp_logits=True`: a tensor `(batch, labels)` for each off-ramp, divided in eval mode by its
+            temperature if the configuration has any.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             With `output_hidden_states=True`: L+1 tensors `(batch, tokens, hidden)`, the embeddings and each layer's.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
             With `output_attentions=True`: L tensors `(batch, heads, tokens, tokens)`.
     """
 
-    last_hidden_state: torch.FloatTensor | None = None
-    pooler_output: torch.FloatTensor | None = None
-    exit_layers: torch.LongTensor | None = None
-    off_ramp_logits: tuple[torch.FloatTensor, ...] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    last_hidden_state: torch.Tensor | None = None
+    pooler_output: torch.Tensor | None = None
+    exit_layers: torch.Tensor | None = None
+    off_ramp_logits: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 @dataclass
@@ -56,12 +56,12 @@ class EarlyExitSequenceClassifierOutput(ModelOutput):
         loss (`torch.FloatTensor` of shape `()`, *optional*):
             With `labels`: the loss of `logits`, as of the family's stock classifier.
         logits (`torch.FloatTensor` of shape `(batch, labels)`):
-            The answer of the layer each row left at, before softmax.
+            The answer of the exit that each row took, before softmax.
         exit_layers (`torch.LongTensor` of shape `(batch,)`, *optional*):
-            1-based layer each row left at, L for rows that ran to full depth. `None` in training mode.
+            Layer that each row exited at, L for rows that ran to full depth. `None` in training mode.
         off_ramp_logits (`tuple[torch.FloatTensor]`, *optional*):
-            With `output_off_ramp_logits=True`: L tensors `(batch, labels)`, one for each exit, the last from the
-            model's own head. With `off_ramp_inputs`: those of the L-1 off-ramps. In eval mode an off-ramp's are
+            With `output_off_ramp_logits=True`: a tensor `(batch, labels)` for each exit, the last from the model's own
+            head. With `off_ramp_inputs`: those of the off-ramps. In eval mode an off-ramp's are
             divided by its temperature if the configuration has any.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             With `output_hidden_states=True`: L+1 tensors `(batch, tokens, hidden)`, the embeddings and each layer's.
@@ -69,9 +69,9 @@ class EarlyExitSequenceClassifierOutput(ModelOutput):
             With `output_attentions=True`: L tensors `(batch, heads, tokens, tokens)`.
     """
 
-    loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    exit_layers: torch.LongTensor | None = None
-    off_ramp_logits: tuple[torch.FloatTensor, ...] | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    exit_layers: torch.Tensor | None = None
+    off_ramp_logits: tuple[torch.Tensor, ...] | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
