@@ -349,7 +349,7 @@ def test_deep_layers_run_full_batches(tokenizer):
 
 def scheduler_and_batches(case, batch_size, rows):
     model, predictor, _, thresholds, _ = case
-    plan, _, reader = predictor._settings(TEXTS, None, thresholds, None, None, "raise")
+    plan, _, reader = predictor._settings(TEXTS, None, {"early_exit_entropy": thresholds}, None, "raise")
     windows = reader.windows(enumerate(rows), batch_size, 4, lambda: False)
     return Scheduler(model, plan, batch_size, 10**9), (batch for window in windows for batch in window.batches)
 
@@ -358,7 +358,7 @@ def scheduler_and_batches(case, batch_size, rows):
 def test_the_first_window_is_small(case, window, sizes):
     """It is read while the model waits; the others are read while it works."""
     _, predictor, rows, *_ = case
-    *_, reader = predictor._settings(TEXTS, None, None, None, None, "raise")
+    *_, reader = predictor._settings(TEXTS, None, {}, None, "raise")
     items = enumerate((rows * 2)[:80])
     windows = itertools.islice(reader.windows(items, 2, window, lambda: False), 4)
     assert [sum(len(batch) for batch in read.batches) for read in windows] == sizes
@@ -536,7 +536,7 @@ def test_bad_samples_are_named_and_cost_no_other(case, bad):
     answers = predictor.predict(items, early_exit_entropy=thresholds, errors="return")
     assert list(answers.errors) == [37]
     assert answers[37].error is answers.errors[37]
-    assert (answers[37].label, answers[37].label_id, answers[37].exit_layer) == (None, -1, 0)
+    assert (answers[37].label, answers[37].label_id, answers[37].exit_layer) == (None, -1, -1)
     assert answers[37].logits.isnan().all()
     assert answers.labels[37] is None
     torch.testing.assert_close(answers.logits[others], expected[0], atol=1e-4, rtol=1e-4)
