@@ -9,8 +9,8 @@ On one machine as it stands; on a cluster with `ray job submit -- python ray_pre
 every node has to see the model, the input and `output_dir`: a shared file system, `s3://…`, or a model on the Hub.
 
 Input are .jsonl or .parquet files, or folders of them. Output are .parquet files with the text, the columns named with
-`--keep`, `label`, `score`, `exit_layer`, and `error`: why a row has no label (its `exit_layer` is -1). The rows come in
-any order: keep a column that names them. An actor has one CPU; a GPU, or a share of one, with `--gpus_per_actor`.
+`--keep`, `label`, `score`, `exit_layer`, and `error`: why a row has no label (its `exit_layer` is -1). The rows come
+in any order: keep a column that names them. An actor has one CPU; a GPU, or a share of one, with `--gpus_per_actor`.
 """
 
 import argparse

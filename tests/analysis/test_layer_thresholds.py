@@ -13,7 +13,7 @@ from test_exit_table import collate, make_rows, tables
 
 from transformers_deebert import ExitTable, LatencyProfile, collect_exits, pick_threshold
 from transformers_deebert.analysis import layer_thresholds, search_layer_thresholds
-from transformers_deebert.analysis.decisions import first_below
+from transformers_deebert.analysis.decisions import first_exits
 from transformers_deebert.analysis.layer_thresholds import best_threshold
 
 
@@ -23,7 +23,7 @@ PROFILE = LatencyProfile((3, 40), np.array([[1.0, 1.5, 5, 6, 7, 8], [2, 4, 6, 12
 def total(entropy, values, thresholds):
     """Sum of the rows' values where they leave; `entropy` of the off-ramps alone."""
     with_head = np.concatenate([entropy, np.zeros((len(entropy), 1))], 1)
-    exits = first_below(with_head, np.asarray(thresholds, dtype=float))
+    exits = first_exits(with_head[:, :-1], np.asarray(thresholds, dtype=float)) + 1
     return values[np.arange(len(values)), exits - 1].sum()
 
 

@@ -63,15 +63,15 @@ def reliability_bins(table: ExitTable, layer: int, bins: int = BINS) -> list[Rel
 
     Args:
         table ([`ExitTable`]): Of labelled rows.
-        layer (`int`): The exit, 1 … L; L is the model's own head.
+        layer (`int`): That the exit stands behind; L is the model's own head.
         bins (`int`, *optional*, defaults to 15):
             Number of bins of equal width between 0 and 1; empty ones are left out.
 
     Raises:
         ValueError: for a layer or a number of bins that there cannot be.
     """
-    if not 1 <= layer <= table.num_layers:
-        raise ValueError(f"`layer` must be 1 to {table.num_layers}, got {layer!r}.")
+    if layer not in table.exit_layers:
+        raise ValueError(f"`layer` must be one of {', '.join(map(str, table.exit_layers))}, got {layer!r}.")
     if bins < 1:
         raise ValueError(f"`bins` must be 1 or more, got {bins!r}.")
     logits, labels = finite_rows(table, layer)
@@ -126,9 +126,12 @@ def fit_temperatures(table: ExitTable, reading: ExitTable | None = None, seed: i
     if reading is not None:
         table.check_alike(reading)
     fitting, reading = table.split(seed) if reading is None else (table, reading)
-    ramps = range(1, table.num_layers)
+    ramps = table.exit_layers[:-1]
     old = np.ones(len(ramps)) if table.temperatures is None else np.asarray(table.temperatures)
-    temperatures = tuple(float(old[layer - 1] * best_temperature(*finite_rows(fitting, layer))) for layer in ramps)
+    temperatures = tuple(
+        float(before * best_temperature(*finite_rows(fitting, layer)))
+        for before, layer in zip(old, ramps, strict=True)
+    )
     after = reading.with_temperatures(temperatures)
 
     def losses(one: ExitTable) -> tuple[float, ...]:
@@ -161,7 +164,7 @@ def best_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def finite_rows(table: ExitTable, layer: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits `(rows, labels)` of one exit and labels, of the rows whose logits are finite."""
-    logits = table.logits[:, layer - 1].astype(np.float64)
+    logits = table.logits[:, table.exit_layers.index(layer)].astype(np.float64)
     finite = np.isfinite(logits).all(-1)
     return logits[finite], table.labels[finite]
 

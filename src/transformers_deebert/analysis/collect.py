@@ -1,4 +1,4 @@
-"""One pass of a model at full depth that keeps what every exit says."""
+"""Collection of the logits of every exit, in one pass of a model at full depth."""
 
 import inspect
 import itertools
@@ -13,6 +13,8 @@ import torch
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from ..models.exit_criteria_deebert import ExitCriterion, read_criterion
+from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score
 from ..processes import shared_state
 from .decisions import check_labels
 from .exit_table import ARROW_FILE, ExitTable, remove_table, table_files, write_facts
@@ -26,10 +28,11 @@ def collect_exits(
     batch_size: int = 32,
     output_dir: str | Path | None = None,
     progress: bool = True,
+    criterion: Any = "entropy",
 ) -> ExitTable:
     """
-    Runs a model over a data set once, at full depth, and keeps what every exit says. Under `accelerate launch` each
-    process runs its share, and every process gets the whole table, in the order of the data set.
+    Runs a model over a data set once, at full depth, and keeps the logits of every exit. Under `accelerate launch`
+    each process runs its share, and every process gets the whole table, in the order of the data set.
 
     Args:
         model (`PreTrainedModel`):
@@ -47,6 +50,9 @@ def collect_exits(
             with `ExitTable.load`. Needed with several processes.
         progress (`bool`, *optional*, defaults to `True`):
             Whether to show a progress bar.
+        criterion (`str`, `Callable`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
+            The score and the patience of the table; thresholds are ignored. A function is called during the pass, with
+            pooled vectors, and its scores are kept: for scores that need more than logits.
 
     Returns:
         [`ExitTable`]: rows without a label (-100) are left out.
@@ -63,6 +69,8 @@ def collect_exits(
             f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but exits are "
             "about one of several classes."
         )
+    criterion = as_criterion(criterion)
+    own_score = None if isinstance(criterion.score, str) else criterion.score
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be 1 or more, got {batch_size}.")
     loader = isinstance(dataset, torch.utils.data.DataLoader)
@@ -79,7 +87,7 @@ def collect_exits(
     names = [str(config.id2label[label]) for label in range(config.num_labels)]
     text = "Exits" if progress and rank == 0 else None
     if loader:
-        windows = _run_batches(model, dataset, text)
+        windows = _run_batches(model, dataset, text, own_score)
     else:
         share = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
         collate = data_collator or default_data_collator
@@ -88,7 +96,10 @@ def collect_exits(
             # As `Trainer` does, columns are dropped that the model does not take.
             items = [{name: value for name, value in item.items() if name in taken} for item in items]
             lengths = [token_count(item) for item in items]
-            return _exits_of(model, collate(items)) | {"lengths": np.array(lengths), "ids": np.array(indices)}
+            return _exits_of(model, collate(items), own_score) | {
+                "lengths": np.array(lengths),
+                "ids": np.array(indices),
+            }
 
         windows = run_windows(run, dataset, share, batch_size, text)
 
@@ -100,7 +111,8 @@ def collect_exits(
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_table(folder)
-                write_facts(folder, config.num_hidden_layers, names, temperatures_of(model))
+                name = criterion.score if own_score is None else getattr(own_score, "__name__", repr(own_score))
+                write_facts(folder, config.exit_layers, names, temperatures_of(model), name, criterion.patience)
             if state is not None:
                 state.wait_for_everyone()
             name = ARROW_FILE if world == 1 else f"exits-{rank:05d}-of-{world:05d}.arrow"
@@ -113,7 +125,8 @@ def collect_exits(
                 raise ValueError("`dataset` has no labelled rows (all labels are -100): give labelled ones.")
             table = ExitTable.load(folder)
             if output_dir is None:  # the files are about to go
-                table = replace(table, logits=table.logits.copy())
+                stored = None if table.stored_scores is None else table.stored_scores.copy()
+                table = replace(table, logits=table.logits.copy(), stored_scores=stored)
     finally:
         model.train(training)
     return table
@@ -135,8 +148,29 @@ def labelled(windows: Iterator[dict[str, np.ndarray]], classes: int) -> Iterator
             yield rows
 
 
-def _exits_of(model: Any, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Logits of all exits, and the labels, of one batch."""
+def as_criterion(criterion: Any) -> ExitCriterion:
+    """A criterion of which only score and patience count, from a score or a criterion."""
+    if isinstance(criterion, str) or callable(criterion):
+        return ExitCriterion(criterion, 0.0)
+    if isinstance(criterion, Mapping):
+        criterion = {"threshold": 0.0, **criterion}
+    return read_criterion(criterion, "criterion")
+
+
+class ScoreRecorder:
+    """A score that keeps the values of another one and lets no sample exit."""
+
+    def __init__(self, score: Score):
+        self.score = score
+        self.values: list[torch.Tensor] = []
+
+    def __call__(self, candidate: ExitCandidate) -> torch.Tensor:
+        self.values.append(checked_score(self.score, candidate))
+        return torch.full_like(self.values[-1], torch.inf)
+
+
+def _exits_of(model: Any, batch: Mapping[str, Any], own_score: Score | None) -> dict[str, np.ndarray]:
+    """Logits of all exits, the labels and, where wanted, the scores of a function, of one batch."""
     inputs = dict(batch)
     labels = inputs.pop("labels", inputs.pop("label", None))
     if labels is None or not isinstance(labels, torch.Tensor) or labels.is_floating_point():
@@ -145,16 +179,25 @@ def _exits_of(model: Any, batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     if labels.dim() != 1:
         raise ValueError(f"`labels` of a batch must have the shape (rows,), got {tuple(labels.shape)}: one a row.")
     inputs = {name: value.to(model.device) for name, value in inputs.items() if isinstance(value, torch.Tensor)}
-    output = model(**inputs, output_off_ramp_logits=True, early_exit_entropy=0.0, return_dict=True)
-    logits = torch.stack(output.off_ramp_logits, 1)  # (rows, layers, labels)
-    return {"logits": logits.float().cpu().numpy(), "labels": labels.cpu().numpy().astype(np.int64)}
+    settings: dict[str, Any] = {"early_exit_entropy": 0.0}
+    if own_score is not None:
+        recorder = ScoreRecorder(own_score)
+        settings = {"exit_criterion": ExitCriterion(recorder, 1.0)}
+    output = model(**inputs, output_off_ramp_logits=True, **settings, return_dict=True)
+    logits = torch.stack(output.off_ramp_logits, 1)  # (rows, exits, labels)
+    columns = {"logits": logits.float().cpu().numpy(), "labels": labels.cpu().numpy().astype(np.int64)}
+    if own_score is not None:
+        columns["scores"] = torch.stack(recorder.values, 1).float().cpu().numpy()
+    return columns
 
 
-def _run_batches(model: Any, loader: Any, progress: str | None) -> Iterator[dict[str, np.ndarray]]:
+def _run_batches(
+    model: Any, loader: Any, progress: str | None, own_score: Score | None
+) -> Iterator[dict[str, np.ndarray]]:
     """The exits of the batches of a `DataLoader`, as they come."""
     seen = 0
     for batch in tqdm(loader, desc=progress, disable=progress is None):
-        exits = _exits_of(model, batch)
+        exits = _exits_of(model, batch, own_score)
         rows = len(exits["labels"])
         mask = batch.get("attention_mask")
         if mask is not None:

@@ -1,68 +1,109 @@
-"""Who leaves where, read from the logits of all layers: the models' decisions in numpy, for all rows at once."""
+"""Exit decisions in numpy, for all samples of a table at once."""
 
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+
+from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score, find_score
 
 
 Threshold = float | Sequence[float]
 
 
+def exit_scores(logits: np.ndarray, score: str | Score = "entropy", layers: Sequence[int] | None = None) -> np.ndarray:
+    """
+    Scores of exits, by the functions that the models use.
+
+    Args:
+        logits (`np.ndarray` of shape `(rows, exits, labels)`): Of the exits that are evaluated, in their order.
+        score (`str` or `Callable`, *optional*, defaults to `"entropy"`): As of an [`ExitCriterion`].
+        layers (sequence of `int`, *optional*): The layers that the exits stand behind; by default 1, 2, …
+
+    Returns:
+        `np.ndarray` of shape `(rows, exits)`, float64; infinite where a logit or the score is not finite.
+
+    Raises:
+        ValueError: if `logits` has another shape or fewer than two labels.
+    """
+    logits = check_logits(logits)
+    layers = range(1, logits.shape[1] + 1) if layers is None else layers
+    function, columns = find_score(score), []
+    memory: dict[str, torch.Tensor] = {}
+    with torch.no_grad():
+        for place, layer in enumerate(layers):
+            of_exit = torch.from_numpy(np.array(logits[:, place], dtype=np.float32))
+            candidate = ExitCandidate(of_exit, memory=memory, layer=layer)
+            columns.append(checked_score(function, candidate).double().numpy())
+    return np.stack(columns, axis=1)
+
+
 def entropies(logits: np.ndarray) -> np.ndarray:
-    """
-    Entropy of every layer's answer.
+    """[`exit_scores`] with the entropy: nats."""
+    return exit_scores(logits)
 
-    Computed in float64, so it is finite for any finite logits. The models compute theirs in float32: the two differ
-    by rounding alone.
+
+def exit_layers(
+    logits: np.ndarray, threshold: Threshold, score: str | Score = "entropy", patience: int = 1
+) -> np.ndarray:
+    """
+    The layer at which each sample exits: the first off-ramp that completes a run of `patience` evaluated exits with a
+    score strictly below the threshold, otherwise the last layer.
 
     Args:
-        logits (`np.ndarray` of shape `(rows, layers, labels)`):
-            Logits of all layers; two or more labels.
-
-    Returns:
-        `np.ndarray` of shape `(rows, layers)`, float64: nats, `0` to `ln(labels)`; `inf` where a logit is not finite.
-
-    Raises:
-        `ValueError`: if `logits` has another shape or fewer than two labels.
-    """
-    logits = check_logits(logits).astype(np.float64)
-    finite = np.isfinite(logits).all(axis=-1)  # (rows, layers)
-    logits = np.where(finite[..., None], logits, 0.0)
-    shifted = logits - logits.max(axis=-1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
-    entropy = -(np.exp(log_probabilities) * log_probabilities).sum(axis=-1)
-    return np.where(finite, np.maximum(entropy, 0.0), np.inf)
-
-
-def exit_layers(logits: np.ndarray, threshold: Threshold) -> np.ndarray:
-    """
-    The layer at which each row leaves: the first whose off-ramp has an entropy strictly below S, otherwise the last.
-
-    Args:
-        logits (`np.ndarray` of shape `(rows, layers, labels)`):
-            Logits of all layers.
+        logits (`np.ndarray` of shape `(rows, layers, labels)`): Logits of all layers.
         threshold (`float` or sequence of `layers - 1` floats):
-            Entropy in nats, one number or one per off-ramp; finite and >= 0. `0` never exits.
+            One number or one an off-ramp; finite and >= 0. `0` switches an off-ramp off.
+        score, patience: As of an [`ExitCriterion`].
 
     Returns:
-        `np.ndarray` of shape `(rows,)`, int64: `1` to `layers`. A row does not leave where its logits are not finite.
+        `np.ndarray` of shape `(rows,)`, int64: `1` to `layers`. No sample exits where its logits are not finite.
 
     Raises:
-        `ValueError`: if `logits` or `threshold` is malformed.
+        ValueError: if `logits` or `threshold` is malformed.
     """
-    return first_below(entropies(logits), threshold)
+    logits = check_logits(logits)
+    thresholds = np.broadcast_to(check_threshold(threshold, logits.shape[1] - 1), logits.shape[1] - 1)
+    return first_exits(scores_of_evaluated(logits, thresholds, score), thresholds, patience) + 1
 
 
-def first_below(entropy: np.ndarray, threshold: Threshold) -> np.ndarray:
-    """[`exit_layers`] of entropies, `(rows, layers)`."""
-    leaves = np.ones(entropy.shape, dtype=bool)  # the last layer takes the rest
-    leaves[:, :-1] = entropy[:, :-1] < check_threshold(threshold, entropy.shape[1])
-    return leaves.argmax(axis=1).astype(np.int64) + 1
+def scores_of_evaluated(
+    logits: np.ndarray, thresholds: np.ndarray, score: str | Score, layers: Sequence[int] | None = None
+) -> np.ndarray:
+    """
+    `(rows, off-ramps)` scores of the off-ramps that are switched on, infinite for the others, which no score sees.
+
+    Args:
+        logits (`np.ndarray` of shape `(rows, exits, labels)`): Of all exits, the head's last.
+        thresholds (`np.ndarray` of shape `(off-ramps,)`): 0 where an off-ramp is switched off.
+        score (`str` or `Callable`): As of an [`ExitCriterion`].
+        layers (sequence of `int`, *optional*): Of the off-ramps.
+    """
+    stands = np.arange(1, logits.shape[1]) if layers is None else np.asarray(layers)
+    on = np.nonzero(thresholds > 0)[0]
+    scores = np.full((len(logits), len(thresholds)), np.inf)
+    if len(on):
+        scores[:, on] = exit_scores(logits[:, on], score, stands[on].tolist())
+    return scores
 
 
-def open_threshold(classes: int) -> float:
-    """A threshold that lets every row out at off-ramp 1: more than any entropy, rounding included."""
-    return float(np.log(classes)) + 0.001
+def first_exits(scores: np.ndarray, thresholds: np.ndarray | float, patience: int = 1) -> np.ndarray:
+    """
+    Places, `(rows,)` from 0, of the exits that samples take; the place behind the last off-ramp is the head's.
+
+    Args:
+        scores (`np.ndarray` of shape `(rows, off-ramps)`): Lower is more confident.
+        thresholds (`np.ndarray` of shape `(off-ramps,)`, or a number): 0 switches an off-ramp off.
+        patience (`int`): Consecutive off-ramps below the threshold that it takes.
+    """
+    exits = np.ones((scores.shape[0], scores.shape[1] + 1), dtype=bool)  # the head takes the rest
+    exits[:, :-1] = scores < thresholds
+    if patience > 1:
+        run = np.zeros(len(scores), np.int64)
+        for place in np.nonzero(np.broadcast_to(thresholds, scores.shape[1:]) > 0)[0]:
+            run = (run + 1) * exits[:, place]
+            exits[:, place] = run >= patience
+    return exits.argmax(axis=1).astype(np.int64)
 
 
 def normalize_threshold(threshold: Threshold) -> float | tuple[float, ...]:
@@ -103,14 +144,14 @@ def check_labels(labels: np.ndarray, rows: int, classes: int) -> np.ndarray:
     return labels
 
 
-def check_threshold(threshold: Threshold, layers: int) -> np.ndarray:
+def check_threshold(threshold: Threshold, off_ramps: int) -> np.ndarray:
     values = np.asarray(threshold)
-    remedy = f"Pass one number >= 0 in nats or a list of {layers - 1}, one for each off-ramp."
+    remedy = f"Pass one number >= 0 or a list of {off_ramps}, one for each off-ramp."
     if values.dtype == bool or not np.issubdtype(values.dtype, np.number):
         raise ValueError(f"`threshold` must be a number or a list of numbers, got {threshold!r}. {remedy}")
-    if values.ndim > 0 and values.shape != (layers - 1,):
+    if values.ndim > 0 and values.shape != (off_ramps,):
         raise ValueError(
-            f"`threshold` has shape {values.shape} for {layers - 1} off-ramps, got {threshold!r}. {remedy}"
+            f"`threshold` has shape {values.shape} for {off_ramps} off-ramps, got {threshold!r}. {remedy}"
         )
     if not np.isfinite(values).all() or (values < 0).any():
         raise ValueError(f"`threshold` must be finite and >= 0, got {threshold!r}. {remedy}")

@@ -1,7 +1,6 @@
-"""What every exit of a model says of every row of a data set."""
+"""Exit tables: the logits of every exit for every sample of a data set."""
 
 import json
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -11,23 +10,34 @@ from pathlib import Path
 
 import numpy as np
 
-from .decisions import Threshold, check_labels, check_logits, entropies, first_below
+from ..models.exit_criteria_deebert import ExitCriterion
+from ..models.exit_scores_deebert import SCORES, Score
+from .decisions import (
+    Threshold,
+    check_labels,
+    check_logits,
+    check_threshold,
+    exit_scores,
+    first_exits,
+    scores_of_evaluated,
+)
 from .row_windows import read_columns, write_windows
 
 
 ARROW_FILE, FACTS_FILE = "exits.arrow", "exits.json"
 FILES = re.compile(r"exits(-\d{5}-of-\d{5})?\.arrow")
-# Logits of so many cells are read and turned into entropies at once.
+# Logits of so many cells are read and turned into scores at once.
 CELLS = 4_000_000
 
 
 @dataclass(frozen=True)
 class ExitTable:
     """
-    The answers of all exits to labelled rows. Everything about thresholds can be computed from it without the model.
+    The answers of all exits to labelled samples, and the score that decides about them. Everything about thresholds
+    can be computed from it without the model.
 
     Args:
-        logits (`np.ndarray` of shape `(rows, layers, labels)`, float32): Of all exits, the model's own head last.
+        logits (`np.ndarray` of shape `(rows, exits, labels)`, float32): Of all exits, the model's own head last.
         labels (`np.ndarray` of shape `(rows,)`, int64): True classes.
         lengths (`np.ndarray` of shape `(rows,)`, int64): Tokens of each row.
         ids (`np.ndarray` of shape `(rows,)`, int64): Each row's place in the data set.
@@ -36,6 +46,13 @@ class ExitTable:
             What the off-ramps' logits have been divided by, one number each; `None`: nothing.
         is_ensemble (`bool`, *optional*, defaults to `False`):
             Whether an exit's logits are the mean of all up to it ([`ensemble`]), which no model answers.
+        exit_layers (`tuple[int, ...]`, *optional*):
+            The layers that the exits stand behind, the head's last; by default 1, 2, …
+        score (`str` or `Callable`, *optional*, defaults to `"entropy"`):
+            How unsure an exit is, as of an [`ExitCriterion`]; see [`with_score`].
+        patience (`int`, *optional*, defaults to 1): As of an [`ExitCriterion`].
+        stored_scores (`np.ndarray` of shape `(rows, off-ramps)`, *optional*):
+            Scores that [`collect_exits`] computed because they need more than logits.
 
     Raises:
         ValueError: for arrays of other shapes, labels that are no class indices, no rows.
@@ -48,9 +65,19 @@ class ExitTable:
     label_names: tuple[str, ...]
     temperatures: tuple[float, ...] | None = None
     is_ensemble: bool = False
+    exit_layers: tuple[int, ...] = ()
+    score: str | Score = "entropy"
+    patience: int = 1
+    stored_scores: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        rows, _, classes = check_logits(self.logits).shape
+        rows, exits, classes = check_logits(self.logits).shape
+        if not self.exit_layers:
+            object.__setattr__(self, "exit_layers", tuple(range(1, exits + 1)))
+        if len(self.exit_layers) != exits:
+            raise ValueError(f"`exit_layers` has {len(self.exit_layers)} layers for {exits} exits: give one each.")
+        if self.stored_scores is None:
+            ExitCriterion(self.score, 0.0, self.patience)  # refuses unknown scores
         check_labels(self.labels, rows, classes)
         for name in ("lengths", "ids"):
             values = getattr(self, name)
@@ -98,54 +125,135 @@ class ExitTable:
 
     @property
     def num_layers(self) -> int:
-        return self.logits.shape[1]
+        """Of the model, whether an exit stands behind each or not."""
+        return self.exit_layers[-1]
 
     @property
     def num_labels(self) -> int:
         return self.logits.shape[2]
 
     @property
+    def score_name(self) -> str:
+        return self.score if isinstance(self.score, str) else getattr(self.score, "__name__", repr(self.score))
+
+    @property
+    def largest_score(self) -> float | None:
+        """The largest finite score that there can be, ln(labels) nats of entropy; `None` for one of the user's own."""
+        built_in = SCORES.get(self.score) if isinstance(self.score, str) else None
+        return None if built_in is None else built_in.largest(self.num_labels)
+
+    @property
     def max_entropy(self) -> float:
         """ln(labels), nats."""
-        return math.log(self.num_labels)
+        return SCORES["entropy"].largest(self.num_labels)
+
+    @property
+    def has_independent_scores(self) -> bool:
+        """Whether what an off-ramp decides depends on it alone, and not on the exits evaluated before it."""
+        built_in = SCORES.get(self.score) if isinstance(self.score, str) else None
+        return self.patience == 1 and built_in is not None and built_in.of_one_exit
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """`(rows, off-ramps)`, float64, all of them evaluated; infinite where a logit or score is not finite."""
+        if self.stored_scores is not None:
+            return np.where(np.isfinite(self.stored_scores), self.stored_scores, np.inf).astype(np.float64)
+        layers = self.exit_layers[:-1]
+        if not layers:
+            return np.zeros((len(self), 0))
+        return self._by_rows(lambda logits: exit_scores(logits[:, :-1], self.score, layers))
 
     @cached_property
     def entropies(self) -> np.ndarray:
-        """Nats, `(rows, layers)`, float64; `inf` where a logit is not finite."""
-        return self._by_rows(entropies)
+        """Nats, `(rows, exits)`, whatever the table's score; infinite where a logit is not finite."""
+        return self._by_rows(exit_scores)
+
+    @cached_property
+    def deciding_scores(self) -> np.ndarray:
+        """
+        `(rows, off-ramps)`: what one threshold for all off-ramps is compared with. With patience t that is the largest
+        of the last t scores, infinite at the first t - 1 off-ramps.
+        """
+        scores = self.scores
+        for _ in range(self.patience - 1):
+            before = np.concatenate([np.full((len(self), 1), np.inf), scores[:, :-1]], axis=1)[:, : scores.shape[1]]
+            scores = np.maximum(self.scores, before)
+        return scores
 
     @cached_property
     def answers(self) -> np.ndarray:
-        """Predicted classes, `(rows, layers)`, int64."""
+        """Predicted classes, `(rows, exits)`, int64."""
         return self._by_rows(lambda logits: logits.argmax(-1))
 
     def _by_rows(self, function: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         step = max(1, CELLS // (self.logits.shape[1] * self.logits.shape[2]))
         return np.concatenate([function(self.logits[at : at + step]) for at in range(0, len(self), step)])
 
+    def places_at(self, threshold: Threshold) -> np.ndarray:
+        """Which exit each row takes at a threshold, `(rows,)`, as its place in `exit_layers`."""
+        values = check_threshold(threshold, len(self.exit_layers) - 1)
+        if values.ndim == 0:
+            return first_exits(self.deciding_scores, values if values > 0 else -np.inf)
+        if self.has_independent_scores or self.stored_scores is not None or (values > 0).all():
+            return first_exits(self.scores, values, self.patience)
+        # Which off-ramps are switched on makes a difference to the scores of the others.
+        layers = self.exit_layers[:-1]
+        scores = self._by_rows(lambda logits: scores_of_evaluated(logits, values, self.score, layers))
+        return first_exits(scores, values, self.patience)
+
     def exits_at(self, threshold: Threshold) -> tuple[np.ndarray, np.ndarray]:
-        """Exit layers (1-based) and predicted classes at a threshold, each of shape `(rows,)`."""
-        exits = first_below(self.entropies, threshold)
-        return exits, self.answers[np.arange(len(exits)), exits - 1]
+        """Exit layers and predicted classes at a threshold, each of shape `(rows,)`."""
+        places = self.places_at(threshold)
+        return np.asarray(self.exit_layers)[places], self.answers[np.arange(len(places)), places]
+
+    def with_score(self, score: str | Score, patience: int = 1) -> "ExitTable":
+        """
+        The table of the same answers under another exit criterion.
+
+        Args:
+            score (`str` or `Callable`): As of an [`ExitCriterion`]; a function sees logits, memory and layer.
+            patience (`int`, *optional*, defaults to 1): As of an [`ExitCriterion`].
+
+        Raises:
+            ValueError: for an unknown score or a patience below 1.
+        """
+        table = replace(self, score=score, patience=patience, stored_scores=None)
+        if "answers" in vars(self):
+            vars(table)["answers"] = self.answers
+        return table
 
     def with_temperatures(self, temperatures: Sequence[float] | None) -> "ExitTable":
         """The table that a model with other `off_ramp_temperatures` gives."""
-        ones = np.ones(self.num_layers - 1)
+        ones = np.ones(len(self.exit_layers) - 1)
         old, new = (ones if given is None else np.asarray(given) for given in (self.temperatures, temperatures))
         if new.shape != old.shape or not np.isfinite(new).all() or (new <= 0).any():
             raise ValueError(
                 f"`temperatures` must hold {len(old)} numbers above 0, one for each off-ramp, got {temperatures!r}."
+            )
+        if self.stored_scores is not None and not np.array_equal(old, new):
+            raise ValueError(
+                f"`temperatures` cannot be changed: the scores {self.score_name!r} of this table were collected with "
+                f"{self.temperatures}. Collect the exits again, or choose a score with `with_score`."
             )
         factors = np.append(old / new, 1.0).astype(np.float32)
         chosen = None if temperatures is None else tuple(new.tolist())
         return replace(self, logits=self.logits * factors[:, None], temperatures=chosen)
 
     def without_off_ramp(self, layer: int) -> "ExitTable":
-        """The table of a model that never leaves at off-ramp `layer` (1 … L-1)."""
-        table = replace(self)
-        entropy = self.entropies.copy()
-        entropy[:, layer - 1] = np.inf
-        vars(table)["entropies"], vars(table)["answers"] = entropy, self.answers
+        """The table of a model without the off-ramp behind `layer`."""
+        place = self.exit_layers.index(layer)
+        keep = [index for index in range(len(self.exit_layers)) if index != place]
+        temperatures, stored = self.temperatures, self.stored_scores
+        table = replace(
+            self,
+            logits=self.logits[:, keep],
+            exit_layers=tuple(self.exit_layers[index] for index in keep),
+            temperatures=None if temperatures is None else tuple(temperatures[index] for index in keep[:-1]),
+            stored_scores=None if stored is None else stored[:, keep[:-1]],
+        )
+        vars(table)["answers"] = self.answers[:, keep]
+        if self.has_independent_scores:
+            vars(table)["scores"] = self.scores[:, keep[:-1]]
         return table
 
     def ensemble(self) -> "ExitTable":
@@ -166,15 +274,16 @@ class ExitTable:
     def select(self, rows: np.ndarray) -> "ExitTable":
         """The table of some rows, by index or mask."""
         parts = {name: getattr(self, name)[rows] for name in ("logits", "labels", "lengths", "ids")}
-        table = replace(self, **parts)
+        stored = None if self.stored_scores is None else self.stored_scores[rows]
+        table = replace(self, **parts, stored_scores=stored)
         # What was computed of all rows need not be computed of some again.
-        for name in ("entropies", "answers"):
+        for name in ("scores", "deciding_scores", "answers"):
             if name in vars(self):
                 vars(table)[name] = vars(self)[name][rows]
         return table
 
     def split(self, seed: int = 0) -> "tuple[ExitTable, ExitTable]":
-        """Two random halves: one to choose on, one to read on."""
+        """Two random halves: one to select on, one to evaluate on."""
         order = np.random.default_rng(seed).permutation(len(self))
         half = len(self) // 2
         return self.select(np.sort(order[:half])), self.select(np.sort(order[half:]))
@@ -184,25 +293,44 @@ class ExitTable:
         Writes the table to a folder, as Arrow, in place of one that is there; a save that fails leaves that as it is.
 
         Raises:
-            ValueError: for the table of an ensemble, which is computed again from that of the exits.
+            ValueError: for the table of an ensemble, which is computed again from that of the exits, or with a
+                function as score ([`with_score`]), which is given again.
         """
         if self.is_ensemble:
             raise ValueError("This is the table of an `ensemble()`: save the table that it was made of.")
+        if self.stored_scores is None and not isinstance(self.score, str):
+            raise ValueError(
+                f"`score` of this table is a function ({self.score_name}), which no file can hold: save the table "
+                "without it, and call `with_score` behind `load`."
+            )
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         columns = {"logits": self.logits, "labels": self.labels, "lengths": self.lengths, "ids": self.ids}
+        if self.stored_scores is not None:
+            columns["scores"] = self.stored_scores
         new = folder / "new.arrow"
         write_windows(new, [columns])
         remove_table(folder)
-        write_facts(folder, self.num_layers, self.label_names, self.temperatures)
+        write_facts(
+            folder,
+            self.exit_layers,
+            self.label_names,
+            self.temperatures,
+            score=self.score_name,
+            patience=self.patience,
+        )
         os.replace(new, folder / ARROW_FILE)
 
     def check_alike(self, reading: "ExitTable") -> None:
         """Raises `ValueError` unless another table can be of the same model, with the same temperatures."""
-        mine, others = ((one.logits.shape[1:], one.temperatures, one.is_ensemble) for one in (self, reading))
+        mine, others = (
+            (one.exit_layers, one.num_labels, one.temperatures, one.is_ensemble, one.score_name, one.patience)
+            for one in (self, reading)
+        )
         if mine != others:
             raise ValueError(
-                "`reading` is of another model, or of other temperatures, than `table`: collect both alike."
+                "`reading` is of another model, of other temperatures or of another score than `table`: collect both "
+                "alike."
             )
 
     @classmethod
@@ -221,7 +349,8 @@ class ExitTable:
         columns = {
             name: parts[0] if len(parts) == 1 else np.concatenate(parts) for name, parts in read_columns(files).items()
         }
-        columns["logits"] = columns["logits"].reshape(-1, facts["layers"], len(facts["labels"]))
+        exit_layers = tuple(facts.get("exit_layers") or range(1, facts["layers"] + 1))
+        columns["logits"] = columns["logits"].reshape(-1, len(exit_layers), len(facts["labels"]))
         temperatures = facts.get("temperatures")
         return cls(
             columns["logits"],
@@ -230,13 +359,28 @@ class ExitTable:
             columns["ids"],
             label_names=tuple(facts["labels"]),
             temperatures=None if temperatures is None else tuple(temperatures),
+            exit_layers=exit_layers,
+            score=facts.get("score", "entropy"),
+            patience=facts.get("patience", 1),
+            stored_scores=columns.get("scores"),
         )
 
 
 def write_facts(
-    folder: Path, layers: int, label_names: Sequence[str], temperatures: Sequence[float] | None = None
+    folder: Path,
+    exit_layers: Sequence[int],
+    label_names: Sequence[str],
+    temperatures: Sequence[float] | None = None,
+    score: str = "entropy",
+    patience: int = 1,
 ) -> None:
-    facts = {"layers": layers, "labels": list(label_names), "temperatures": temperatures and list(temperatures)}
+    facts = {
+        "exit_layers": list(exit_layers),
+        "labels": list(label_names),
+        "temperatures": temperatures and list(temperatures),
+        "score": score,
+        "patience": patience,
+    }
     (folder / FACTS_FILE).write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 
 

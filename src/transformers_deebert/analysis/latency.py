@@ -34,11 +34,13 @@ class LatencyProfile:
         lengths (`tuple[int, ...]`):
             Tokens a row, rising.
         milliseconds (`np.ndarray` of shape `(lengths, layers)`, float64):
-            Per row, for a row that leaves at each layer (1 … L), every off-ramp before it and its own consulted.
+            Per row, for a row that exits at each of `exit_layers`, every off-ramp before it and its own evaluated.
         batch_size (`int`):
             Rows a batch, all of one length and leaving together.
         machine (`dict[str, str | int]`):
-            What it was measured on, as [`describe_machine`] tells.
+            What it was measured on, as [`describe_machine`] returns it.
+        exit_layers (`tuple[int, ...]`, *optional*):
+            The layers that the model's exits stand behind; by default 1, 2, …
 
     Raises:
         `ValueError`: for lengths that do not rise, or milliseconds of another shape, negative or not finite.
@@ -48,6 +50,7 @@ class LatencyProfile:
     milliseconds: np.ndarray
     batch_size: int
     machine: dict[str, str | int]
+    exit_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         check_lengths(self.lengths)
@@ -65,9 +68,14 @@ class LatencyProfile:
                 "with `measure_latency`."
             )
 
+        if not self.exit_layers:
+            object.__setattr__(self, "exit_layers", tuple(range(1, values.shape[1] + 1)))
+        if len(self.exit_layers) != values.shape[1]:
+            raise ValueError(f"`exit_layers` ({self.exit_layers}) must name {values.shape[1]} layers, one a column.")
+
     @property
     def num_layers(self) -> int:
-        return self.milliseconds.shape[1]
+        return self.exit_layers[-1]
 
     def at(self, lengths: np.ndarray) -> np.ndarray:
         """
@@ -101,15 +109,17 @@ class LatencyProfile:
         Milliseconds of the rows of an exit table, by their lengths: [`at`] of `table.lengths`.
 
         Raises:
-            `ValueError`: for a table of another number of layers, or without lengths.
+            `ValueError`: for a table of a model with other exit layers, or without lengths.
         """
-        if table.num_layers != self.num_layers:
+        missing = [layer for layer in table.exit_layers if layer not in self.exit_layers]
+        if missing or table.num_layers != self.num_layers:
             raise ValueError(
-                f"`latency` is of {self.num_layers} layers, `table` of {table.num_layers}: measure the table's model."
+                f"`latency` is of a model with {self.num_layers} layers and exits behind {self.exit_layers}, `table` "
+                f"of one with {table.num_layers} and exits behind {table.exit_layers}: measure the table's model."
             )
         if not table.lengths.all():
             raise ValueError("`latency` needs lengths, and `table` has rows of 0 tokens: give it `lengths`.")
-        return self.at(table.lengths)
+        return self.at(table.lengths)[:, [self.exit_layers.index(layer) for layer in table.exit_layers]]
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python numbers, lists and dicts, ready for JSON."""
@@ -118,6 +128,7 @@ class LatencyProfile:
             "milliseconds": self.milliseconds.tolist(),
             "batch_size": self.batch_size,
             "machine": dict(self.machine),
+            "exit_layers": list(self.exit_layers),
         }
 
     @classmethod
@@ -139,7 +150,8 @@ class LatencyProfile:
                 f"`milliseconds` must hold one number for each length and layer, got {fields['milliseconds']!r}: pass "
                 "what `LatencyProfile.to_dict` returned."
             ) from error
-        return cls(tuple(fields["lengths"]), milliseconds, fields["batch_size"], dict(fields["machine"]))
+        layers = tuple(fields.get("exit_layers", ()))
+        return cls(tuple(fields["lengths"]), milliseconds, fields["batch_size"], dict(fields["machine"]), layers)
 
 
 def measure_latency(
@@ -170,7 +182,7 @@ def measure_latency(
             Passes of each before the clock starts.
 
     Returns:
-        [`LatencyProfile`]: milliseconds per row, of shape `(lengths, layers)`.
+        [`LatencyProfile`]: milliseconds per row, of shape `(lengths, exits)`.
 
     Raises:
         `ValueError`: for a model without off-ramps or classes, lengths that do not rise or that the model cannot take,
@@ -188,14 +200,14 @@ def measure_latency(
     check_count("batch_size", batch_size)
     check_count("repeats", repeats)
     check_count("warm_up", warm_up, least=0)
-    layers = model.config.num_hidden_layers
+    layers = model.config.exit_layers
     batches = [random_batch(model, batch_size, length) for length in lengths]
-    turns = [Turn(model, [batch], leaving_at(layer, model)) for batch in batches for layer in range(1, layers + 1)]
+    turns = [Turn(model, [batch], leaving_at(layer, model)) for batch in batches for layer in layers]
     seconds: list[list[float]] = [[] for _ in turns]
     order = random.Random(0)
     with evaluating([model]):
         for index, turn in enumerate(turns):
-            check_exit(turn, 1 + index % layers)
+            check_exit(turn, layers[index % len(layers)])
             for _ in range(warm_up):
                 turn.run(0, 1)
         for _ in range(repeats):
@@ -204,9 +216,10 @@ def measure_latency(
     medians = np.array([statistics.median(values) for values in seconds])
     return LatencyProfile(
         lengths=lengths,
-        milliseconds=1e3 * medians.reshape(len(lengths), layers) / batch_size,
+        milliseconds=1e3 * medians.reshape(len(lengths), len(layers)) / batch_size,
         batch_size=int(batch_size),
         machine=describe_machine(model.device),
+        exit_layers=layers,
     )
 
 
@@ -235,7 +248,7 @@ def random_batch(model: Any, rows: int, length: int) -> dict[str, torch.Tensor]:
 def leaving_at(layer: int, model: Any) -> dict[str, Any]:
     """Keywords with which every row leaves at a layer, all off-ramps up to there being consulted."""
     everybody = math.log(model.config.num_labels) + 1
-    thresholds = [everybody if i == layer else NOBODY for i in range(1, model.config.num_hidden_layers)]
+    thresholds = [everybody if i == layer else NOBODY for i in model.config.exit_layers[:-1]]
     # What the configuration asks for besides the answer would have all layers run.
     others = dict.fromkeys(("output_off_ramp_logits", "output_hidden_states", "output_attentions"), False)
     return {"early_exit_entropy": thresholds, **others}

@@ -1,4 +1,4 @@
-"""What each off-ramp is worth: how good it is, how often it is asked, and whether it would be missed."""
+"""Layer report: metric, use and redundancy of every exit."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -21,7 +21,7 @@ class LayerReport:
     One exit at one threshold; shares are fractions.
 
     Args:
-        layer (`int`): 1 … L; L is the model's own head.
+        layer (`int`): That the exit stands behind; L is the model's own head.
         score (`float`): When it answers every row.
         agreement (`float`): Share of all rows that it answers as the full depth does.
         calibration_error (`float`): Its expected calibration error.
@@ -63,7 +63,7 @@ def layer_report(
 
     Args:
         table ([`ExitTable`]): Rows that the model was not trained on.
-        threshold (`float` or sequence of `layers - 1` floats): S in nats.
+        threshold (`float` or sequence with one for each off-ramp): Of the table's score.
         metric, score: As for [`pick_threshold`]. What leaving an off-ramp out changes is told of accuracy or F1 only
             (of accuracy for any other metric).
         tolerance (`float`, *optional*, defaults to 0.002):
@@ -75,13 +75,14 @@ def layer_report(
     """
     one = make_score(metric, score, table.num_labels)
     exits, answers = table.exits_at(threshold)
-    consults = np.append(np.broadcast_to(check_threshold(threshold, table.num_layers), table.num_layers - 1) > 0, True)
+    off_ramps = len(table.exit_layers) - 1
+    consults = np.append(np.broadcast_to(check_threshold(threshold, off_ramps), off_ramps) > 0, True)
     full, curve = table.answers[:, -1], exit_curve(table)
     saving = 1 - exits.mean() / table.num_layers
     of_curve = metric if score is None and metric in EXACT else "accuracy"
     report = []
-    for layer in range(1, table.num_layers + 1):
-        own, taken, last = table.answers[:, layer - 1], exits == layer, layer == table.num_layers
+    for place, layer in enumerate(table.exit_layers):
+        own, taken, last = table.answers[:, place], exits == layer, place == off_ramps
         change, here, missed = (
             (None, None, True) if last else removal(table, curve, layer, of_curve, saving, tolerance)
         )
@@ -91,7 +92,7 @@ def layer_report(
                 score=one(own, table.labels),
                 agreement=float((own == full).mean()),
                 calibration_error=expected_calibration_error(table, layer),
-                consulted=float((exits >= layer).mean()) if consults[layer - 1] else 0.0,
+                consulted=float((exits >= layer).mean()) if consults[place] else 0.0,
                 taken=float(taken.mean()),
                 right_when_taken=float((answers == table.labels)[taken].mean()) if taken.any() else None,
                 curve_change=change,

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from .decisions import first_below
+from .decisions import first_exits
 from .exit_curve import ROUNDING
 from .exit_table import ExitTable
 
 
-# What a full pass saved is worth, in answers put right: from next to nothing to three of them.
+# What a full pass saved is worth, in corrected answers: from next to nothing to three of them.
 WORTHS = np.geomspace(0.002, 3, 40)
 ROUNDS = 10
 
@@ -22,28 +22,36 @@ def search_layer_thresholds(table: ExitTable, costs: np.ndarray | None = None) -
 
     Args:
         table ([`ExitTable`]): Rows to search on: they flatter what is found, so judge it on others.
-        costs (`np.ndarray` of shape `(rows, layers)`, *optional*):
-            What a row costs that leaves at each layer, in any unit; the layers run by default.
+        costs (`np.ndarray` of shape `(rows, exits)`, *optional*):
+            What a row costs that exits there, in any unit; the layers run by default.
 
     Returns:
         `list[tuple[float, ...]]`: the vectors found, without repetitions.
+
+    Raises:
+        ValueError: for a table with patience above 1, or a score that depends on the exits before.
     """
-    rows, layers = len(table), table.num_layers
+    if not table.has_independent_scores:
+        raise ValueError(
+            f"Thresholds per layer are searched for one exit at a time, but with the score {table.score_name!r} and "
+            f"patience {table.patience} an exit depends on those before it: use one threshold for all off-ramps."
+        )
+    rows, exits = len(table), len(table.exit_layers)
     if costs is None:
-        costs = np.broadcast_to(np.arange(1, layers + 1) / layers, (rows, layers))
+        costs = np.broadcast_to(np.asarray(table.exit_layers) / table.num_layers, (rows, exits))
     else:
         costs = costs / costs[:, -1].mean()
-    right = (table.answers == table.labels[:, None]).astype(np.float64)  # (rows, layers)
-    entropy = table.entropies[:, :-1]
-    orders = np.argsort(entropy, axis=0, kind="stable")  # (rows, off-ramps)
-    thresholds = np.zeros(layers - 1)
+    correct = (table.answers == table.labels[:, None]).astype(np.float64)  # (rows, exits)
+    scores = table.scores
+    orders = np.argsort(scores, axis=0, kind="stable")  # (rows, off-ramps)
+    thresholds = np.zeros(exits - 1)
     found: dict[tuple[float, ...], None] = {}  # in order, without repetitions
     for worth in WORTHS:
-        values = right - worth * costs
+        values = correct - worth * costs
         for _ in range(ROUNDS):
             before = thresholds.copy()
-            for layer in range(layers - 1):
-                thresholds[layer] = best_threshold(entropy, orders[:, layer], values, thresholds, layer)
+            for place in range(exits - 1):
+                thresholds[place] = best_threshold(scores, orders[:, place], values, thresholds, place)
             if np.array_equal(before, thresholds):
                 break
         found[tuple(thresholds.tolist())] = None
@@ -51,26 +59,21 @@ def search_layer_thresholds(table: ExitTable, costs: np.ndarray | None = None) -
 
 
 def best_threshold(
-    entropy: np.ndarray, order: np.ndarray, values: np.ndarray, thresholds: np.ndarray, layer: int
+    scores: np.ndarray, order: np.ndarray, values: np.ndarray, thresholds: np.ndarray, place: int
 ) -> float:
-    """The threshold of one off-ramp (0-based) that maximises the sum of the rows' values, the others as they are."""
-    reach = np.all(entropy[:, :layer] >= thresholds[:layer], axis=1)
+    """The threshold of one off-ramp that maximises the sum of the rows' values, the others as they are."""
+    reach = np.all(scores[:, :place] >= thresholds[:place], axis=1)
     rows = order[reach[order]]
-    rows = rows[np.isfinite(entropy[rows, layer])]
+    rows = rows[np.isfinite(scores[rows, place])]
     if not len(rows):
         return 0.0
-    # Without this off-ramp a row leaves at a later one.
-    later = layer + first_below(entropy_behind(entropy[rows], layer), tuple(thresholds[layer + 1 :]))
-    gains = np.concatenate([[0.0], np.cumsum(values[rows, layer] - values[rows, later])])
-    own = entropy[rows, layer]
-    # A threshold falls between two entropies that differ by more than rounding, or above all.
+    # Without this off-ramp a row exits at a later one.
+    later = place + 1 + first_exits(scores[rows, place + 1 :], thresholds[place + 1 :])
+    gains = np.concatenate([[0.0], np.cumsum(values[rows, place] - values[rows, later])])
+    own = scores[rows, place]
+    # A threshold falls between two scores that differ by more than rounding, or above all.
     places = np.append(np.nonzero(np.diff(own) > ROUNDING)[0], len(own) - 1) + 1
     best = places[gains[places].argmax()]
     if gains[best] <= 0:
         return 0.0
     return float((own[best - 1] + own[best]) / 2) if best < len(own) else float(own[-1] + 1e-3)
-
-
-def entropy_behind(entropy: np.ndarray, layer: int) -> np.ndarray:
-    """Entropies of the exits behind an off-ramp, with a column for the model's own head."""
-    return np.concatenate([entropy[:, layer + 1 :], np.zeros((len(entropy), 1))], axis=1)

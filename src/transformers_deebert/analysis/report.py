@@ -263,7 +263,7 @@ def without_redundant(
     """The choice with the thresholds of redundant off-ramps set to 0, where they are not even computed."""
     if not any(layer.redundant for layer in layers):
         return None
-    thresholds = np.broadcast_to(choice.threshold, table.num_layers - 1)
+    thresholds = np.broadcast_to(choice.threshold, len(table.exit_layers) - 1)
     left = [0.0 if layer.redundant else value for layer, value in zip(layers, thresholds.tolist(), strict=False)]
     return sweep_thresholds(table, [left], score, latency)[0]
 
@@ -294,12 +294,12 @@ def trade_off_band(
 
 def reliability(table: ExitTable, fit: TemperatureFit) -> dict[str, dict[str, list]]:
     """Curves of the reliability diagrams: before and after temperature scaling."""
-    after, last = table.with_temperatures(fit.temperatures), table.num_layers
+    after, (*ramps, last) = table.with_temperatures(fit.temperatures), table.exit_layers
     diagrams = {
-        f"off-ramp {layer}, T = {fit.temperatures[layer - 1]:.2f}": {
+        f"off-ramp {layer}, T = {temperature:.2f}": {
             "as trained": reliability_bins(table, layer),
             "scaled": reliability_bins(after, layer),
         }
-        for layer in range(1, last)
+        for layer, temperature in zip(ramps, fit.temperatures, strict=True)
     }
     return {**diagrams, "own head": {"as trained": reliability_bins(table, last)}}

@@ -126,7 +126,7 @@ def benchmark_runtime(
             where one is needed.
     """
     check_off_ramps(model)
-    plain = plain_thresholds(thresholds, model.config.num_hidden_layers)
+    plain = plain_thresholds(thresholds, len(model.config.exit_layers) - 1)
     for threshold in plain:
         if np.any(threshold):
             check_fits_problem(model.config, "entropy", "thresholds")

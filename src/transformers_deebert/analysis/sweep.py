@@ -1,5 +1,6 @@
-"""What early exit would do at any thresholds, with any score, read from an exit table."""
+"""Sweeps: metrics and cost of early exit at given thresholds, from an exit table."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .decisions import Threshold, first_below, normalize_threshold, open_threshold
+from .decisions import Threshold, normalize_threshold
 from .exit_table import ExitTable
 from .scores import Score, Scores, make_scores
 
@@ -25,7 +26,7 @@ class OperatingPoint:
 
     Args:
         threshold (`float` or `tuple[float, ...]`):
-            The entropy threshold S in nats, one for all off-ramps or one each.
+            Of the table's score (entropy: in nats), one for all off-ramps or one each.
         scores (`dict[str, float]`):
             What the score function returned for the answers at this threshold.
         layer_cost_ratio (`float`):
@@ -33,7 +34,7 @@ class OperatingPoint:
         layer_saving (`float`):
             `1 - layer_cost_ratio`.
         exit_counts (`tuple[int, ...]`):
-            Number of rows that left at each layer, one entry a layer.
+            Number of samples that exited at each exit, one entry for each of the table's `exit_layers`.
         expected_speed_up (`float`):
             Time at full depth over time at this threshold: with a latency profile from its milliseconds, otherwise
             `1 / layer_cost_ratio`, the ideal.
@@ -56,25 +57,27 @@ class OperatingPoint:
 
 def layer_scores(table: ExitTable, score: Score | None = None) -> list[dict[str, float]]:
     """
-    Score of each layer when it answers every row.
+    Score of each exit when it answers every row.
 
     Args:
         table ([`ExitTable`]): Of labelled rows.
         score (*optional*): As for [`sweep_thresholds`].
 
     Returns:
-        `list[dict[str, float]]`: what `score` returned, one entry a layer, the model's own head last.
+        `list[dict[str, float]]`: what `score` returned, one entry an exit, the model's own head last.
     """
     scores = make_scores(score, table.num_labels)
-    return [scores(table.answers[:, layer], table.labels) for layer in range(table.num_layers)]
+    return [scores(table.answers[:, place], table.labels) for place in range(len(table.exit_layers))]
 
 
 def threshold_grid(table: ExitTable) -> list[float]:
-    """0, up to 200 quantiles of the off-ramps' entropies, and a threshold that lets every row out."""
-    entropy = table.entropies[:, :-1]
-    entropy = entropy[np.isfinite(entropy)]
-    quantiles = np.quantile(entropy, np.linspace(0, 1, QUANTILES)) if entropy.size else []
-    return np.unique(np.concatenate([[0.0], quantiles, [open_threshold(table.num_labels)]])).tolist()
+    """0, up to 200 quantiles of the off-ramps' scores, and a threshold above all of them."""
+    scores = table.deciding_scores
+    scores = scores[np.isfinite(scores)]
+    quantiles = np.quantile(scores, np.linspace(0, 1, QUANTILES)) if scores.size else []
+    largest = table.largest_score
+    highest = scores.max(initial=0.0) if largest is None else largest
+    return np.unique(np.concatenate([[0.0], quantiles, [highest + 0.001]])).tolist()
 
 
 def sweep_thresholds(
@@ -89,9 +92,9 @@ def sweep_thresholds(
     Args:
         table ([`ExitTable`]):
             Of labelled rows.
-        thresholds (sequence of `float` or of sequences of `layers - 1` floats, *optional*):
-            The thresholds to try, in nats; multiply a fraction of ln(labels) by `table.max_entropy`. By default 0, up
-            to 200 quantiles of the off-ramps' entropies, and one that lets every row out at off-ramp 1.
+        thresholds (sequence of `float` or of sequences with one for each off-ramp, *optional*):
+            The thresholds to try, of the table's score; multiply a fraction of the largest by `table.largest_score`.
+            By default 0, up to 200 quantiles of the off-ramps' scores, and one above all of them.
         score (`Callable` or module of `evaluate`, *optional*):
             Called with the predicted classes and the true ones, each of shape `(rows,)`; returns numbers by name, or
             one number (then called `"score"`). By default `accuracy` and `f1` (of class 1 with two classes, the mean
@@ -126,26 +129,25 @@ def sweep_thresholds(
             f"`thresholds` must be a list of at least one threshold, got {thresholds!r}. Try [0, 0.1, 0.3]."
         )
     scores = make_scores(score, table.num_labels)
-    milliseconds = None if latency is None else latency.of(table)  # (rows, layers)
+    milliseconds = None if latency is None else latency.of(table)  # (rows, exits)
     return [operating_point(table, threshold, scores, milliseconds) for threshold in thresholds]
 
 
 def operating_point(
     table: ExitTable, threshold: Threshold, scores: Scores, milliseconds: np.ndarray | None = None
 ) -> OperatingPoint:
-    rows, layers = np.arange(len(table)), table.num_layers
-    exits = first_below(table.entropies, threshold)
-    ratio = float(exits.sum() / (len(exits) * layers))
-    mean, speed_up = None, 1 / ratio
+    rows, places = np.arange(len(table)), table.places_at(threshold)
+    ratio = float(np.asarray(table.exit_layers)[places].mean() / table.num_layers)
+    mean, speed_up = None, 1 / ratio if ratio else math.inf
     if milliseconds is not None:
-        mean = float(milliseconds[rows, exits - 1].mean())
+        mean = float(milliseconds[rows, places].mean())
         speed_up = float(milliseconds[:, -1].mean()) / mean
     return OperatingPoint(
         threshold=normalize_threshold(threshold),
-        scores=scores(table.answers[rows, exits - 1], table.labels),
+        scores=scores(table.answers[rows, places], table.labels),
         layer_cost_ratio=ratio,
         layer_saving=1.0 - ratio,
-        exit_counts=tuple(np.bincount(exits - 1, minlength=layers).tolist()),
+        exit_counts=tuple(np.bincount(places, minlength=len(table.exit_layers)).tolist()),
         expected_speed_up=speed_up,
         latency_ms=mean,
     )

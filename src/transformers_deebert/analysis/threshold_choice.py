@@ -1,4 +1,4 @@
-"""Choosing a threshold by what it shall give, if wanted with a guarantee."""
+"""Selection of a threshold for a target, with a guarantee where wanted."""
 
 import math
 from bisect import bisect_left
@@ -19,7 +19,7 @@ from .sweep import operating_point, threshold_grid
 if TYPE_CHECKING:
     from .latency import LatencyProfile
 
-# The guarantee tests the thresholds ln(labels) * i / STEPS in turn, a sequence that is fixed before any data is seen.
+# The guarantee tests the thresholds largest score * i / STEPS in turn, a sequence fixed before any data is seen.
 STEPS = 200
 RESAMPLES = 1000
 
@@ -31,8 +31,9 @@ class ThresholdChoice:
 
     Args:
         threshold (`float` or `tuple[float, ...]`):
-            S in nats, one number or one for each off-ramp; 0 where nothing else meets the target.
-        fraction (`float` or `tuple[float, ...]`): The same as a fraction of ln(labels).
+            Of the exit criterion's score, one number or one for each off-ramp; 0 where nothing else meets the target.
+        fraction (`float` or `tuple[float, ...]`, *optional*):
+            The same as a fraction of the largest score, ln(labels) for the entropy; `None` for a score without one.
         met (`bool`): Whether the target is met on the rows that it was chosen on.
         reason (`str`): How it was chosen, or why nothing could be, in a sentence or two.
         metric (`str`): What `score` is.
@@ -50,11 +51,14 @@ class ThresholdChoice:
             With a guarantee: rows that the full depth answers right and this threshold wrong.
         temperatures (`tuple[float, ...]`, *optional*): Those of the table: the threshold is about no others.
         layers, labels (`int`): Of the model that it is for.
+        exit_layers (`tuple[int, ...]`): The layers that its exits stand behind; empty: all.
+        exit_score (`str`): Name of the exit criterion's score.
+        patience (`int`): Of the exit criterion.
         is_ensemble (`bool`): Whether the table was that of an ensemble, which no model answers.
     """
 
     threshold: float | tuple[float, ...]
-    fraction: float | tuple[float, ...]
+    fraction: float | tuple[float, ...] | None
     met: bool
     reason: str
     metric: str
@@ -74,6 +78,19 @@ class ThresholdChoice:
     layers: int = 0
     labels: int = 0
     is_ensemble: bool = False
+    exit_layers: tuple[int, ...] = ()
+    exit_score: str = "entropy"
+    patience: int = 1
+
+    @property
+    def exit_settings(self) -> dict[str, Any]:
+        """The exit settings of a call, or of a configuration, that exits so: exactly one of them is not `None`."""
+        threshold = list(self.threshold) if isinstance(self.threshold, tuple) else self.threshold
+        settings = dict.fromkeys(("early_exit_entropy", "exit_criterion", "exit_layer"))
+        if (self.exit_score, self.patience) == ("entropy", 1):
+            return settings | {"early_exit_entropy": threshold}
+        criterion = {"score": self.exit_score, "threshold": threshold, "patience": self.patience}
+        return settings | {"exit_criterion": criterion}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ThresholdChoice":
@@ -115,7 +132,9 @@ def pick_threshold(
     taken (Learn then Test, Angelopoulos et al., 2021: fixed-sequence testing).
 
     Args:
-        table ([`ExitTable`]): Rows that the model was not trained on; at least four.
+        table ([`ExitTable`]):
+            Rows that the model was not trained on, at least four; the threshold is one of its score, with its patience
+            ([`ExitTable.with_score`]).
         target_saving (`float`, *optional*): Share of the layers to save, between 0 and 1.
         max_score_drop (`float`, *optional*):
             Largest loss of score: 0.005 is half a point. Not negative, below 1; the most is saved within it.
@@ -124,7 +143,7 @@ def pick_threshold(
         metric (`str`, *optional*, defaults to `"accuracy"`):
             The score, higher is better: `"accuracy"`, `"f1"` (of class 1 with two classes, the mean over the classes
             with more), both at every threshold where a decision changes; or one that `score` returns, at up to 200
-            quantiles of the entropies.
+            quantiles of the scores.
         score (`Callable` or module of `evaluate`, *optional*):
             As for [`sweep_thresholds`]; called a few thousand times.
         latency ([`LatencyProfile`], *optional*): From [`measure_latency`].
@@ -140,14 +159,20 @@ def pick_threshold(
         [`ThresholdChoice`]: `met` says whether the target can be met.
 
     Raises:
-        ValueError: for none or several of the targets, values out of range, a confidence without a bound or with
-            another metric than accuracy, a latency target without a profile, too few rows.
+        ValueError: for none or several of the targets, values out of range, a confidence without a bound, with
+            another metric than accuracy or with a score of one's own, a latency target without a profile, too few
+            rows, `per_layer` with a criterion whose exits depend on each other.
     """
     check_targets(target_saving, max_score_drop, target_latency_ms, confidence, latency)
     if confidence is not None and (metric != "accuracy" or score is not None or per_layer):
         raise ValueError(
             "`confidence` guarantees accuracy, with one threshold for all off-ramps: leave out `metric`, `score` and "
             "`per_layer`, or `confidence`."
+        )
+    if confidence is not None and table.largest_score is None:
+        raise ValueError(
+            f"`confidence` needs a score whose largest value is known beforehand, which {table.score_name!r} is not: "
+            "leave it out, or use a score of the library."
         )
     if reading is None and len(table) < 4:
         raise ValueError(f"`table` has {len(table)} rows, of which halves cannot be made: collect more.")
@@ -307,7 +332,7 @@ def guaranteed_threshold(table: ExitTable, bound: float, confidence: float) -> t
 
     right = table.answers[:, -1] == table.labels
     chosen, harmful = 0.0, 0
-    for threshold in table.max_entropy * np.arange(1, STEPS + 1) / STEPS:
+    for threshold in (table.largest_score or 0.0) * np.arange(1, STEPS + 1) / STEPS:
         _, answers = table.exits_at(threshold)
         flips = int((right & (answers != table.labels)).sum())
         if binom.cdf(flips, len(table), bound) > 1 - confidence:
@@ -339,7 +364,7 @@ def guaranteed_choice(
                 "number of rows would be enough"
             )
         elif rows >= enough and not failed:
-            why = "no off-ramp gives any of these rows an entropy below ln(labels)"
+            why = "no off-ramp gives any of these rows a score below the largest that there is"
         elif failed:
             are = "is" if failed == 1 else "are"
             why = f"{flips_words(failed)} in {rows:,} rows {are} too many; about {enough:,} rows like these are enough"
@@ -387,11 +412,11 @@ def read_choice(
     """What a threshold gives on the rows of a table."""
     one = make_score(metric, score, table.num_labels)
     labels, full = table.labels, table.answers[:, -1]
-    exits, answers = table.exits_at(threshold)
-    saving = 1 - exits / table.num_layers
-    rows, layers = np.arange(len(table)), table.num_layers
+    rows, places = np.arange(len(table)), table.places_at(threshold)
+    answers = table.answers[rows, places]
+    saving = 1 - np.asarray(table.exit_layers)[places] / table.num_layers
     milliseconds = None if latency is None else latency.of(table)
-    taken = None if milliseconds is None else milliseconds[rows, exits - 1]
+    taken = None if milliseconds is None else milliseconds[rows, places]
     generator = np.random.default_rng(seed)
     draws = [generator.integers(0, len(table), len(table)) for _ in range(RESAMPLES)]
     if metric == "accuracy" and score is None:
@@ -399,11 +424,11 @@ def read_choice(
         changes = np.array([flips[draw].mean() for draw in draws])
     else:
         changes = np.array([one(answers[draw], labels[draw]) - one(full[draw], labels[draw]) for draw in draws])
-    thresholds = np.asarray(threshold) / table.max_entropy
+    fraction = None if table.largest_score is None else np.asarray(threshold) / table.largest_score
     with_early_exit, at_full_depth = one(answers, labels), one(full, labels)
     return ThresholdChoice(
         threshold=normalize_threshold(threshold),
-        fraction=float(thresholds) if thresholds.ndim == 0 else tuple(thresholds.tolist()),
+        fraction=None if fraction is None else normalize_threshold(fraction.tolist()),
         met=met,
         reason=reason,
         metric=metric,
@@ -416,12 +441,15 @@ def read_choice(
         rows=len(table),
         row_worth=row_worth(full, labels, one, table.num_labels),
         latency_ms=None if taken is None else float(taken.mean()),
-        full_latency_ms=None if milliseconds is None else float(milliseconds[:, layers - 1].mean()),
+        full_latency_ms=None if milliseconds is None else float(milliseconds[:, -1].mean()),
         latency_ms_interval=None if taken is None else mean_interval(taken, draws),
         temperatures=table.temperatures,
         layers=table.num_layers,
         labels=table.num_labels,
         is_ensemble=table.is_ensemble,
+        exit_layers=table.exit_layers,
+        exit_score=table.score_name,
+        patience=table.patience,
     )
 
 

@@ -136,7 +136,7 @@ def time_thresholds(
         `ValueError`: if `rows` or `thresholds` is empty, a threshold is malformed, `batch_size` or `repeats` is below
             1, or rows of different lengths meet in a batch and there is no `collate`.
     """
-    plain = plain_thresholds(thresholds, model.config.num_hidden_layers)
+    plain = plain_thresholds(thresholds, len(model.config.exit_layers) - 1)
     contenders: list[tuple[PreTrainedModel, Sequence[Mapping[str, Any]], dict[str, Any]]]
     contenders = [(model, rows, _keywords(threshold)) for threshold in [0.0, *plain]]
     if stock_model is None:
@@ -245,7 +245,7 @@ def describe_machine(device: torch.device | str = "cpu") -> dict[str, str | int]
     }
 
 
-def plain_thresholds(thresholds: Sequence[Threshold], layers: int) -> list[float | tuple[float, ...]]:
+def plain_thresholds(thresholds: Sequence[Threshold], off_ramps: int) -> list[float | tuple[float, ...]]:
     """Thresholds as plain numbers and tuples; raises `ValueError` for none, or one that does not fit the model."""
     if not isinstance(thresholds, Sequence | np.ndarray) or isinstance(thresholds, str):
         raise ValueError(
@@ -253,7 +253,7 @@ def plain_thresholds(thresholds: Sequence[Threshold], layers: int) -> list[float
         )
     if len(thresholds) == 0:
         raise ValueError(f"`thresholds` must not be empty, got {thresholds!r}. Pass at least one.")
-    return [normalize_threshold(check_threshold(threshold, layers)) for threshold in thresholds]  # type: ignore[arg-type]
+    return [normalize_threshold(check_threshold(threshold, off_ramps)) for threshold in thresholds]  # type: ignore[arg-type]
 
 
 def check_count(name: str, number: int, least: int = 1) -> None:

@@ -144,11 +144,13 @@ def describe(choice: "ThresholdChoice") -> str:
 
     low, high = choice.score_change_interval
     least, most = choice.layer_saving_interval
+    largest = "ln(labels)" if choice.exit_score == "entropy" else f"the largest {choice.exit_score}"
+    share = [] if choice.fraction is None else [f"{'':16}{fraction_words(choice.fraction)} of {largest}"]
     lines = [
         choice.reason,
         "",
         f"threshold       {threshold_words(choice.threshold)}",
-        f"                {fraction_words(choice.fraction)} of ln(labels)",
+        *share,
         f"layers saved    {choice.layer_saving:.1%} (95 % interval {least:.1%} to {most:.1%})",
         f"{choice.metric:15} {choice.score:.2%}, at full depth {choice.full_score:.2%}",
         f"change          {100 * choice.score_change:+.2f} points "

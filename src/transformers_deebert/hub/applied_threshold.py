@@ -9,7 +9,9 @@ from ..analysis.tables import write_json
 from ..analysis.threshold_choice import ThresholdChoice
 from ..families import FAMILIES
 from ..inference.onnx_folder import NOTES_FILE
-from ..models.configuration_early_exit_deebert import check_temperatures, check_thresholds
+from ..models.configuration_early_exit_deebert import check_temperatures, layers_of_exits
+from ..models.exit_criteria_deebert import check_thresholds
+from ..models.exit_scores_deebert import SCORES
 from .model_card import NUMBERS_FILE, read_numbers, write_model_card
 
 
@@ -35,7 +37,7 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     if not isinstance(model, (str, os.PathLike)):
         if not hasattr(getattr(model, "base_model", None), "off_ramps"):
             raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
-        settings = settings_of(choice, model.config.num_hidden_layers, model.config.num_labels)
+        settings = settings_of(choice, model.config.exit_layers, model.config.num_labels)
         if hasattr(model, "exported_temperatures"):
             check_exported(choice, model.exported_temperatures)
         for name, value in settings.items():
@@ -48,7 +50,8 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
         raise ValueError(f"`model` ({str(folder)!r}) holds no early-exit checkpoint: save the model there first.")
     labels = len(config["id2label"]) if "id2label" in config else 2
     before = config.get("off_ramp_temperatures")
-    config |= settings_of(choice, int(config.get("num_hidden_layers") or config["n_layers"]), labels)
+    depth = int(config.get("num_hidden_layers") or config["n_layers"])
+    config |= settings_of(choice, layers_of_exits(config.get("off_ramp_layers"), depth), labels)
     exported = folder / NOTES_FILE
     if exported.is_file():
         check_exported(choice, json.loads(exported.read_text(encoding="utf-8"))["off_ramp_temperatures"])
@@ -74,28 +77,30 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     os.replace(unfinished, path)
 
 
-def settings_of(choice: ThresholdChoice, layers: int, labels: int) -> dict[str, Any]:
-    """The fields of the configuration that a choice sets, for a model of so many layers and labels."""
+def settings_of(choice: ThresholdChoice, exit_layers: tuple[int, ...], labels: int) -> dict[str, Any]:
+    """The fields of the configuration that a choice sets, for a model with these exit layers and labels."""
     if choice.is_ensemble:
         raise ValueError("`choice` is about the answers of an `ensemble()`, which no model gives: choose without it.")
-    if (choice.layers, choice.labels) != (layers, labels):
+    chosen_layers = choice.exit_layers or tuple(range(1, choice.layers + 1))
+    if (chosen_layers, choice.labels) != (exit_layers, labels):
         raise ValueError(
-            f"`choice` is for a model of {choice.layers} layers and {choice.labels} labels, this one has {layers} and "
-            f"{labels}: choose with a table of this model."
+            f"`choice` is for a model of {choice.labels} labels with exits behind the layers {chosen_layers}, this "
+            f"one has {labels} and {exit_layers}: choose with a table of this model."
         )
-    check_thresholds(plain(choice.threshold), layers - 1)
+    if choice.exit_score not in SCORES:
+        raise ValueError(
+            f"`choice` is about the score {choice.exit_score!r}, a function that no configuration can hold: give it "
+            "with each call, `exit_criterion=ExitCriterion(score, threshold, patience)`."
+        )
+    check_thresholds(plain(choice.threshold), len(exit_layers) - 1, "choice.threshold")
     if choice.temperatures is not None:
-        check_temperatures(plain(choice.temperatures), layers - 1)
-    return {
-        "early_exit_entropy": plain(choice.threshold),
-        "off_ramp_temperatures": plain(choice.temperatures),
-        "exit_layer": None,  # it and a threshold exclude each other
-    }
+        check_temperatures(plain(choice.temperatures), len(exit_layers) - 1)
+    return choice.exit_settings | {"off_ramp_temperatures": plain(choice.temperatures)}
 
 
 def check_exported(choice: ThresholdChoice, exported: list[float] | None) -> None:
     """Raises `ValueError` where a choice is about other temperatures than those that exported graphs divide by."""
-    ones = [1.0] * (choice.layers - 1)
+    ones = [1.0] * len(choice.temperatures or exported or ())
     if list(choice.temperatures or ones) != list(exported or ones):
         raise ValueError(
             f"`choice` is about off-ramps with the temperatures {plain(choice.temperatures)}, but those in the ONNX "

@@ -83,17 +83,19 @@ class BuiltInScore(NamedTuple):
     Args:
         function (`Callable`): From an [`ExitCandidate`] to `(rows,)` scores.
         largest (`Callable`): From the number of labels to the largest finite score there is.
+        of_one_exit (`bool`): Whether it depends on the exit alone, and not on those evaluated before it.
     """
 
     function: Score
     largest: Callable[[int], float]
+    of_one_exit: bool = True
 
 
 SCORES = {
     "entropy": BuiltInScore(prediction_entropy, math.log),
     "least_confidence": BuiltInScore(least_confidence, lambda labels: 1 - 1 / labels),
     "margin": BuiltInScore(margin, lambda labels: 1.0),
-    "disagreement": BuiltInScore(disagreement, lambda labels: 1.0),
+    "disagreement": BuiltInScore(disagreement, lambda labels: 1.0, of_one_exit=False),
 }
 
 

@@ -23,15 +23,15 @@ class EarlyExitModelOutput(ModelOutput):
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch, tokens, hidden)`):
-            Of each row, the state behind the layer it exited at. Where rows may exit early, padding positions are zero.
+            Of each row, the state behind the layer it exited at. Where rows may exit early, padding is zero.
         pooler_output (`torch.FloatTensor` of shape `(batch, hidden)`, *optional*):
             Of each row, the vector that the classifier of its off-ramp read; at the last layer, the output of the
             family's pooler. `None` for a base model built without a pooler.
         exit_layers (`torch.LongTensor` of shape `(batch,)`, *optional*):
             Layer that each row exited at, L for rows that ran to full depth. `None` in training mode.
         off_ramp_logits (`tuple[torch.FloatTensor]`, *optional*):
-            With `output_off_ramp_logits=True`: a tensor `(batch, labels)` for each off-ramp, divided in eval mode by its
-            temperature if the configuration has any.
+            With `output_off_ramp_logits=True`: a tensor `(batch, labels)` for each off-ramp, divided in eval mode by
+            its temperature if the configuration has any.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
             With `output_hidden_states=True`: L+1 tensors `(batch, tokens, hidden)`, the embeddings and each layer's.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
