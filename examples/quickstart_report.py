@@ -76,7 +76,7 @@ def collect_numbers(
             ),
             "rows": [{"name": name, "rows": len(rows), "use": USES[name]} for name, rows in splits.items()],
         },
-        "training": trainer.numbers["training"],
+        "training": trainer.card_numbers["training"],
         "metric": "accuracy",
         "rows_scored": len(table),
         "full_depth": rows[0]["score"],

@@ -210,7 +210,7 @@ def test_a_resumed_run_knows_both_stages(tmp_path):
     after = stored(tmp_path)["training"]
     assert after["backbone"] == before["backbone"]
     assert after["off_ramps"]["learning_rate"] == before["off_ramps"]["learning_rate"]
-    assert first.numbers["training"]["backbone"]["seed"] == 42
+    assert first.card_numbers["training"]["backbone"]["seed"] == 42
 
 
 def test_the_epochs_that_were_run(tmp_path):

@@ -284,7 +284,7 @@ def test_cached_inputs_are_the_backbones(tmp_path, monkeypatch):
     monkeypatch.setattr(row_windows, "WINDOW", 10)
     model = make_tiny(off_ramp_pooling="mean")
     trainer = OffRampTrainer(model, make_args(tmp_path), **DATA)
-    inputs = trainer.compute_off_ramp_inputs(tmp_path / "cache")
+    inputs = trainer.compute_cached_inputs()
     assert len(inputs) == len(TRAIN)
     model.eval()
     for index in (0, 9, 10, 63):
@@ -335,10 +335,10 @@ def test_bad_input(tmp_path, monkeypatch):
     streamed = make_args(tmp_path, max_steps=2, off_ramp_mode="through_backbone")
     OffRampTrainer(make_tiny(), streamed, **DATA | {"train_dataset": Stream()}).train()
 
-    from transformers_deebert.training import off_ramp_inputs
+    from transformers_deebert.training import off_ramp_cache
 
-    usage = off_ramp_inputs.shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(off_ramp_inputs.shutil, "disk_usage", lambda path: usage)
+    usage = off_ramp_cache.shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(off_ramp_cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(ValueError, match="`output_dir`.*GiB free"):
         OffRampTrainer(make_tiny(), make_args(tmp_path, off_ramp_mode="cached"), **DATA).train()
 
@@ -378,24 +378,6 @@ def test_tuples_as_the_configured_output(tmp_path):
     trainer = OffRampTrainer(model, make_args(tmp_path, off_ramp_mode="through_backbone"), **DATA)
     trainer.train()
     assert "eval_layer_1_accuracy" in trainer.evaluate()
-
-
-def test_peft(tmp_path):
-    """LoRA in stage 1: PEFT's choice stands, the off-ramps are frozen; stage 2 wants the merged model."""
-    peft = pytest.importorskip("peft")
-    config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "dense"], r=2)
-    model = peft.get_peft_model(make_tiny(), config)
-    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    before = snapshot(model)
-    BackboneTrainer(model, make_args(tmp_path, learning_rate=1e-2), **DATA).train()
-    trained = changed(model, before)
-    assert trained
-    assert trained <= {name for name in trainable if "off_ramps" not in name}
-    with pytest.raises(ValueError, match="merge_and_unload"):
-        OffRampTrainer(model, make_args(tmp_path), **DATA)
-    merged = model.merge_and_unload()
-    OffRampTrainer(merged, make_args(tmp_path), **DATA).train()
-    assert merged.config.off_ramps_trained
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,6 +1,5 @@
 """Collection of the logits of every exit, in one pass of a model at full depth."""
 
-import inspect
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +17,7 @@ from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score
 from ..processes import shared_state
 from .decisions import check_labels
 from .exit_table import ARROW_FILE, ExitTable, remove_table, table_files, write_facts
-from .row_windows import run_windows, token_count, write_windows
+from .row_windows import data_columns, run_windows, token_count, write_windows
 
 
 def collect_exits(
@@ -83,7 +82,7 @@ def collect_exits(
             f"With {world} processes `output_dir` must name a folder that all of them see, and `dataset` must be "
             "map-style, so that they can share it out."
         )
-    taken = {*inspect.signature(model.forward).parameters, "label"}
+    taken = {*data_columns(model), "label"}
     names = [str(config.id2label[label]) for label in range(config.num_labels)]
     text = "Exits" if progress and rank == 0 else None
     if loader:

@@ -1,6 +1,7 @@
 """Running something over the rows of a data set: batched by length, in flat memory, in their own order, to disk."""
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
@@ -26,6 +27,13 @@ def chunks(items: Iterable, size: int) -> Iterator[list]:
 
 def token_count(item: dict) -> int:
     return len(item["input_ids"]) if "input_ids" in item else 0
+
+
+def data_columns(model: Any) -> list[str]:
+    """Arguments of the model's `forward` that a data set can have as columns: inputs and labels, no settings."""
+    settings = ("early_exit_entropy", "exit_criterion", "exit_layer", "off_ramp_inputs")
+    names = inspect.signature(model.forward).parameters
+    return [name for name in names if name not in settings and not name.startswith("output_")]
 
 
 def run_windows(

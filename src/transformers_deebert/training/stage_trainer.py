@@ -1,26 +1,34 @@
-"""What both stages share."""
+"""A Trainer for one stage of the training."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.utils import is_peft_available, logging
+from transformers.utils import logging
 
+from ..analysis.row_windows import data_columns
 from ..hub.model_card import write_model_card
+from ..models.inputs_deebert import check_labels
+from .adapters import check_adapters_hold_all, has_adapters, unwrap_adapters
 from .card_numbers import card_arguments, hub_id, run_numbers
+from .exit_status import ExitStatusCallback
 from .training_arguments import DeeBertTrainingArguments
 
-
-if is_peft_available():
-    from peft import PeftModel
 
 logger = logging.get_logger(__name__)
 
 TRAINING_ARGUMENTS_FILE = "training_arguments.json"
-# Arguments that say where something is on this machine, or who pushes.
-OWN = (
+# Where something is on this machine, or who pushes: not for a checkpoint that is shared.
+LOCAL_ARGUMENTS = (
     "output_dir",
     "logging_dir",
     "run_name",
@@ -30,10 +38,6 @@ OWN = (
     "hub_token",
     "report_file",
 )
-
-
-def is_peft(model) -> bool:
-    return is_peft_available() and isinstance(model, PeftModel)
 
 
 def last_complete_checkpoint(folder) -> str | None:
@@ -57,41 +61,100 @@ def has_trainer_state(folder) -> bool:
     return True
 
 
+def first_rows(dataset: Any, count: int) -> list:
+    """The first items of a data set; none of a stream that can be read only once."""
+    if not isinstance(dataset, IterableDataset):
+        return [dataset[index] for index in range(min(count, len(dataset)))]
+    once = iter(dataset) is iter(dataset)
+    return [] if once else list(islice(dataset, count))
+
+
+@contextlib.contextmanager
+def kept_weights(model: nn.Module) -> Iterator[None]:
+    """Undoes any `model.to(...)` of the block, to the bit."""
+    parameters = [(parameter, parameter.data) for parameter in model.parameters()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for parameter, data in parameters:
+            parameter.data = data
+        for module, own in buffers:
+            module._buffers.update(own)
+
+
 class StageTrainer(Trainer):
     """
-    A [`~transformers.Trainer`] for one stage. It freezes what the stage does not train when training starts, resumes
-    from the last checkpoint that was written completely, and evaluates at full depth whatever exit the configuration
-    asks for.
+    A [`~transformers.Trainer`] for one stage. When training starts it freezes what the stage does not train, and takes
+    the first batch of every data set through collator, checks and model. It resumes from the last checkpoint that was
+    written completely, evaluates at full depth whatever exit the configuration asks for, and saves nothing pickled.
     """
 
     trained_part: str  # what `set_trainable` is given
+    _signature_columns: Any
 
     def __init__(self, model=None, args=None, **kwargs):
         args = DeeBertTrainingArguments(output_dir="tmp_trainer") if args is None else args
         super().__init__(model, args, **kwargs)
+        self.check_model()
+        # Before a folder that the model came from can be gone and look like a repository.
+        self.base_model_id = hub_id(self.early_exit_model.name_or_path)
+        # A column named like a setting of a call, such as `exit_layer`, is no input.
+        self._signature_columns = [*data_columns(self.early_exit_model), "label", "label_ids", *self.label_names]
+        self.freeze()
+        self.add_callback(ExitStatusCallback(self))
+
+    @property
+    def early_exit_model(self):
+        """The classifier inside whatever wraps it."""
+        return unwrap_adapters(self.accelerator.unwrap_model(self.model))
+
+    def check_model(self) -> None:
+        """Raises `ValueError` for a model, or arguments, that this stage cannot train with."""
         if not callable(getattr(self.early_exit_model, "set_trainable", None)):
             raise ValueError(
                 f"`model` is a `{type(self.early_exit_model).__name__}`, which has no off-ramps: load it with "
                 "`DeeBertForSequenceClassification` or the class of its family."
             )
-        # Before a folder that the model came from can be gone and look like a repository.
-        self.base_model_id = hub_id(self.early_exit_model.name_or_path)
-        self.freeze()
-
-    @property
-    def early_exit_model(self):
-        """The classifier inside whatever wraps it."""
-        model = self.accelerator.unwrap_model(self.model)
-        return model.get_base_model() if is_peft(model) else model
 
     def freeze(self) -> None:
-        """Sets `requires_grad` of every parameter."""
-        self.early_exit_model.set_trainable(self.trained_part)
+        """Sets `requires_grad` of every parameter; beside adapters, PEFT's choice stands and the off-ramps freeze."""
+        if not has_adapters(self.model):
+            self.early_exit_model.set_trainable(self.trained_part)
+            return
+        self.early_exit_model.base_model.off_ramps.requires_grad_(False)
+        check_adapters_hold_all(self.model)
 
-    def call_model_init(self, trial=None):
-        self.model = super().call_model_init(trial)
-        self.freeze()
-        return self.model
+    # ---- data
+
+    def check_data(self) -> None:
+        """
+        Takes the first batch of each data set through the data collator, the checks of the stage and the model, so
+        that an evaluation set that is refused does not cost an epoch.
+        """
+        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        names = {f"eval_dataset[{name!r}]" if name else "eval_dataset": rows for name, rows in evaluated.items()}
+        collator = self._get_collator_with_removed_columns(self.data_collator)
+        training = self.model.training
+        self.model.eval()
+        try:
+            with torch.random.fork_rng(devices=[]):
+                for name, dataset in {"train_dataset": self.train_dataset, **names}.items():
+                    rows = [] if dataset is None else first_rows(dataset, self.args.eval_batch_size)
+                    if rows:
+                        self.check_batch(name, collator(rows))
+        finally:
+            self.model.train(training)
+
+    def check_batch(self, name: str, batch: Mapping) -> None:
+        """Raises `ValueError` for a batch of the data set `name` that cannot be trained on or evaluated."""
+        if batch.get("labels") is not None:
+            check_labels(batch["labels"], self.early_exit_model.config, training=False)
+        # A model that is sharded or offloaded is not where its batches go before training has begun.
+        if next(self.model.parameters()).device == self.args.device:
+            self.prediction_step(self.model, dict(batch), prediction_loss_only=True)
+
+    # ---- training
 
     def train(self, resume_from_checkpoint=None, **kwargs):
         """
@@ -100,12 +163,22 @@ class StageTrainer(Trainer):
         """
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir) or True
-        self.freeze()
         output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
         share = self.off_ramp_parameter_share()
         logger.info(f"{share:.2%} of the parameters are off-ramps.")
         output.metrics["off_ramp_parameter_share"] = share
         return output
+
+    def begin_training(self) -> None:
+        """Checks and freezes, once a model of `model_init` and the arguments of a trial are there."""
+        self.check_model()
+        self.freeze()
+        self.check_data()
+
+    def get_train_dataloader(self):
+        if self.is_in_train:  # the first that Trainer does with the model that it trains
+            self.begin_training()
+        return super().get_train_dataloader()
 
     def off_ramp_parameter_share(self) -> float:
         """Number of the off-ramps' parameters divided by that of all."""
@@ -113,15 +186,30 @@ class StageTrainer(Trainer):
         off_ramps = sum(parameter.numel() for parameter in model.base_model.off_ramps.parameters())
         return off_ramps / sum(parameter.numel() for parameter in model.parameters())
 
+    # ---- evaluation
+
+    def evaluation_loop(self, *args, **kwargs):
+        # Trainer casts the model for `bf16_full_eval` and leaves it so.
+        rounds = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
+        with kept_weights(self.model) if rounds else contextlib.nullcontext():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = {**inputs, "early_exit_entropy": 0.0}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    # ---- saving
+
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return  # every process comes here, one of them saves
-        # A checkpoint that is shared holds nothing pickled, and nobody's folders.
+        # A checkpoint that is shared holds nothing pickled, and no folders of this machine.
         folder = Path(output_dir or self.args.output_dir)
         (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-        arguments = {name: value for name, value in json.loads(self.args.to_json_string()).items() if name not in OWN}
-        (folder / TRAINING_ARGUMENTS_FILE).write_text(json.dumps(arguments, indent=2), encoding="utf-8")
+        arguments = json.loads(self.args.to_json_string())
+        shared = {name: value for name, value in arguments.items() if name not in LOCAL_ARGUMENTS}
+        (folder / TRAINING_ARGUMENTS_FILE).write_text(json.dumps(shared, indent=2), encoding="utf-8")
 
     def create_model_card(self, language=None, license=None, tags=None, model_name=None, **kwargs):
         """
@@ -137,7 +225,3 @@ class StageTrainer(Trainer):
         numbers = run_numbers({self.trained_part: self}) | card_arguments(language, model_name, **kwargs)
         model_id = getattr(self, "hub_model_id", None)
         write_model_card(self.args.output_dir, numbers, model_id=model_id, license=license, tags=tags)
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        inputs = {**inputs, "early_exit_entropy": 0.0}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)

@@ -1,4 +1,4 @@
-"""Both stages, one behind the other."""
+"""Two-stage fine-tuning in one run."""
 
 import copy
 import json
@@ -12,10 +12,11 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..hub.model_card import write_model_card
+from .adapters import refuse_adapters
 from .backbone_trainer import BackboneTrainer
 from .card_numbers import card_arguments, run_numbers, score_numbers, stage_numbers
-from .off_ramp_trainer import OffRampTrainer, check_map_style, choose_mode
-from .stage_trainer import StageTrainer, has_trainer_state, is_peft, last_complete_checkpoint
+from .off_ramp_trainer import OffRampTrainer
+from .stage_trainer import StageTrainer, has_trainer_state, last_complete_checkpoint
 from .training_arguments import DeeBertTrainingArguments
 
 
@@ -45,7 +46,7 @@ class TwoStageTrainer:
             `data_collator`, `processing_class`, `compute_metrics`, `compute_loss_func`, ….
 
     Raises:
-        ValueError: for different output folders, a PEFT model, both or none of `model` and `model_init`.
+        ValueError: for different output folders, a model with adapters, both or none of `model` and `model_init`.
 
     ```python
     >>> trainer = TwoStageTrainer(
@@ -75,20 +76,17 @@ class TwoStageTrainer:
             )
         if (model is None) == (model_init is None):
             raise ValueError("Give exactly one of `model` and `model_init`.")
-        if is_peft(model):
-            raise ValueError(
-                "`model` is a PEFT model: train it with `BackboneTrainer`, then `model.merge_and_unload()` with "
-                "`OffRampTrainer`."
-            )
+        if model is not None:
+            refuse_adapters(model)
         if "optimizers" in trainer_kwargs:
             raise ValueError(
                 "`optimizers` is given, but each stage needs an optimizer and a schedule of its own: choose them in "
                 "the stages' arguments, or run `BackboneTrainer` and `OffRampTrainer` one after the other."
             )
-        self.hub = {name: one_of(name, backbone_args, off_ramp_args) for name in HUB_ARGUMENTS}
+        self.hub = {name: common_value(name, backbone_args, off_ramp_args) for name in HUB_ARGUMENTS}
         self.push_at_the_end = backbone_args.push_to_hub or off_ramp_args.push_to_hub
-        self.numbers: dict = {}  # what is known of the finished model, for its card
-        self.said: dict = {}  # what the user has said of it
+        self.card_numbers: dict = {}  # what is known of the finished model
+        self.card_options: dict = {}  # what the user has given for its card
         self.model = model
         self.model_init = model_init
         self.output_dir = Path(backbone_args.output_dir)
@@ -120,10 +118,8 @@ class TwoStageTrainer:
                 "last checkpoint are found in `output_dir`."
             )
         check_output_dir(self.output_dir, may_have_files=bool(resume_from_checkpoint))
-        # What stage 2 would refuse is better said before stage 1 has run.
-        if choose_mode(self.off_ramp_args, self.get_model().config) == "cached":
-            check_map_style(self.trainer_kwargs.get("train_dataset"))
-        PartialState().wait_for_everyone()  # nobody writes before all have looked
+        self.check_stage_2()
+        PartialState().wait_for_everyone()  # no process writes before all have looked
         outputs = {}
         if not (resume_from_checkpoint and self.backbone_is_trained()):
             self.backbone_trainer = self.make_trainer(BackboneTrainer, self.backbone_args)
@@ -133,15 +129,29 @@ class TwoStageTrainer:
         self.off_ramp_trainer = self.make_trainer(OffRampTrainer, self.off_ramp_args)
         outputs["off_ramps"] = run_stage(self.off_ramp_trainer, resume_from_checkpoint)
         self.off_ramp_trainer.save_model(str(self.output_dir))  # before anything else can fail
-        self.numbers = self.collect_numbers()
+        self.card_numbers = self.collect_numbers()
         if self.off_ramp_trainer.is_world_process_zero():
             self.write_card(str(self.output_dir))
         if self.push_at_the_end:
             self.push_to_hub()
         return outputs
 
+    def check_stage_2(self) -> None:
+        """Lets stage 2 check model and data before stage 1 has run; a trainer of its own, which is thrown away."""
+        args = copy.copy(self.off_ramp_args)
+        args.report_to = []
+        OffRampTrainer(model=self.get_model(), args=args, **self.trainer_kwargs).check_data()
+
+    def hyperparameter_search(self, *args, **kwargs):
+        """Not for both stages at once: raises `NotImplementedError` with what to do."""
+        raise NotImplementedError(
+            "`TwoStageTrainer` does not search over hyper-parameters: search stage 1 with `BackboneTrainer(model_init="
+            "…).hyperparameter_search(…)`, then stage 2 in the same way with `OffRampTrainer`, whose `model_init` "
+            "loads the best model of stage 1."
+        )
+
     def collect_numbers(self) -> dict:
-        """What the run knows of the model, and what one pass over `eval_dataset`, if there is one, says of it."""
+        """What the run knows of the model, with scores from one pass over `eval_dataset`, if there is one."""
         numbers = run_numbers({"off_ramps": self.off_ramp_trainer})
         for args in (self.backbone_args, self.off_ramp_args):  # those of an earlier process as well
             path = Path(args.output_dir) / STAGE_NUMBERS_FILE
@@ -161,7 +171,7 @@ class TwoStageTrainer:
         return has_trainer_state(self.backbone_args.output_dir)
 
     def load_backbone(self) -> None:
-        """Takes the weights that stage 1 left, in place."""
+        """Loads the weights that stage 1 has saved, in place."""
         model = self.get_model()
         model.load_state_dict(type(model).from_pretrained(self.backbone_args.output_dir).state_dict())
 
@@ -195,19 +205,19 @@ class TwoStageTrainer:
 
         Args:
             output_dir (`str`, *optional*): Another folder.
-            card: What the card says besides, as in [`push_to_hub`].
+            card: Further facts for the card, as in [`push_to_hub`].
         """
         folder, trainer = str(output_dir or self.output_dir), self.get_off_ramp_trainer()
         trainer.save_model(folder)
         if trainer.is_world_process_zero():
             self.write_card(folder, **card)
 
-    def write_card(self, folder: str, model_id: str | None = None, **said) -> None:
-        said = self.said | {name: value for name, value in said.items() if value is not None}
-        of_numbers = {name: value for name, value in said.items() if name not in ("license", "tags")}
-        numbers = self.numbers | card_arguments(**of_numbers)
-        self.said = said  # also the next time
-        write_model_card(folder, numbers, model_id=model_id, license=said.get("license"), tags=said.get("tags"))
+    def write_card(self, folder: str, model_id: str | None = None, **options) -> None:
+        options = self.card_options | {name: value for name, value in options.items() if value is not None}
+        of_numbers = {name: value for name, value in options.items() if name not in ("license", "tags")}
+        numbers = self.card_numbers | card_arguments(**of_numbers)
+        self.card_options = options  # also the next time
+        write_model_card(folder, numbers, model_id=model_id, license=options.get("license"), tags=options.get("tags"))
 
     def push_to_hub(
         self,
@@ -225,7 +235,7 @@ class TwoStageTrainer:
             commit_message (`str`, *optional*, defaults to `"End of training"`): The commit's message.
             token, revision, private: As for `Trainer.push_to_hub`.
             card:
-                What the card says besides: `language`, `license`, `tags`, `model_name`, `finetuned_from`, `dataset`
+                Further facts for the card: `language`, `license`, `tags`, `model_name`, `finetuned_from`, `dataset`
                 and `dataset_tags` (its id on the Hub), as for `Trainer.push_to_hub`.
 
         Returns:
@@ -233,7 +243,7 @@ class TwoStageTrainer:
         """
         token, revision = token or self.hub["hub_token"], revision or self.hub["hub_revision"]
         private = self.hub["hub_private_repo"] if private is None else private
-        # Mistakes in what the card is to say show before anything is pushed.
+        # Mistakes in the card's facts show before anything is pushed.
         card_arguments(**{name: value for name, value in card.items() if name not in ("license", "tags")})
         if not self.get_off_ramp_trainer().is_world_process_zero():
             self.save_model()
@@ -243,7 +253,7 @@ class TwoStageTrainer:
         repo_id = api.create_repo(name, private=private, exist_ok=True).repo_id
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        self.said.setdefault("model_name", repo_id.split("/")[-1])
+        self.card_options.setdefault("model_name", repo_id.split("/")[-1])
         self.save_model(model_id=repo_id, **card)
         return api.upload_folder(
             repo_id=repo_id,
@@ -254,8 +264,8 @@ class TwoStageTrainer:
         )
 
 
-def one_of(name: str, *stages: DeeBertTrainingArguments):
-    """What the stages' arguments say of one repository; raises `ValueError` where they differ."""
+def common_value(name: str, *stages: DeeBertTrainingArguments):
+    """What both stages' arguments give for one field, if any does; raises `ValueError` where they differ."""
     values = {getattr(args, name) for args in stages} - {None, False}
     if len(values) > 1:
         shown = sorted(values) if name != "hub_token" else "different ones"
@@ -300,7 +310,7 @@ def check_output_dir(folder: Path, may_have_files: bool) -> None:
 
 
 def run_stage(trainer: StageTrainer, resume: bool | None) -> TrainOutput:
-    """Trains one stage, from its last checkpoint if there is one to resume, and leaves its model and state."""
+    """Trains one stage, from its last checkpoint if there is one to resume, and saves its model and state."""
     checkpoint = last_complete_checkpoint(trainer.args.output_dir) if resume else None
     output = trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

@@ -1,0 +1,173 @@
+"""Loss, metrics and predictions of every exit."""
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import EvalPrediction
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from ..analysis.report import check_report_packages
+from ..models.inputs_deebert import check_labels
+from .evaluation_page import write_evaluation_page
+from .stage_trainer import StageTrainer
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """The metric when none is given: share of the labelled rows (not -100) whose highest logit is the label."""
+    logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    if logits.ndim != 2:
+        raise ValueError(
+            f"`compute_metrics` is not given and predictions have the shape {logits.shape} instead of (rows, labels): "
+            "accuracy needs logits, so give `compute_metrics` with this `preprocess_logits_for_metrics`."
+        )
+    known = labels != -100
+    return {"accuracy": float((logits.argmax(-1) == labels)[known].mean())}
+
+
+class MultiExitTrainer(StageTrainer):
+    """
+    Base of the trainers whose loss is about several exits. A strategy says by `trained_part` what it trains, and by
+    [`combined_loss`] with what loss. Takes what [`~transformers.Trainer`] takes, with these differences:
+
+    - `compute_metrics` is called once for each exit. Evaluation reports its numbers for the model's own head under
+      their names, and for the exit at layer i as `layer_{i}_{name}`; accuracy when it is not given. The loss is that
+      of the strategy.
+    - `compute_loss_func(outputs, labels, num_items_in_batch=None)` is called for one exit at a time.
+    - `predict(…).predictions` is a tuple of arrays `(rows, labels)`, one for each exit.
+
+    Raises:
+        ValueError: for a model without off-ramps, or that does not choose one of several classes.
+    """
+
+    def __init__(
+        self,
+        model=None,
+        args=None,
+        *,
+        compute_metrics=None,
+        compute_loss_func=None,
+        preprocess_logits_for_metrics=None,
+        **kwargs,
+    ):
+        self.layer_metrics = compute_metrics or accuracy
+        self.exit_loss_func = compute_loss_func or self.cross_entropy
+        super().__init__(
+            model,
+            args,
+            compute_metrics=self.metrics_of_exits,
+            compute_loss_func=self.loss_of_batch,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics
+            and (lambda logits, labels: tuple(preprocess_logits_for_metrics(one, labels) for one in logits)),
+            **kwargs,
+        )
+        if getattr(self.args, "report_file", None) is not None:
+            check_report_packages()
+
+    @property
+    def exit_layers(self) -> tuple[int, ...]:
+        """The layers that the exits stand behind, the model's own head last."""
+        return self.early_exit_model.config.exit_layers
+
+    def check_model(self) -> None:
+        super().check_model()
+        for name, good in (("batch_eval_metrics", False), ("eval_do_concat_batches", True)):
+            if getattr(self.args, name) is not good:
+                raise ValueError(f"`{name}` is {not good}, but metrics are computed for each exit: set it to {good}.")
+        config = self.early_exit_model.config
+        if not len(self.early_exit_model.base_model.off_ramps):
+            raise ValueError(
+                f"`model` has no off-ramps to train: it has the exit layers {self.exit_layers}, so load it with more "
+                "than one layer, or another `off_ramp_layers`."
+            )
+        if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+            raise ValueError(
+                f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but off-ramps "
+                "are trained to choose one of several classes: load it as such a classifier."
+            )
+
+    def check_batch(self, name, batch) -> None:
+        check_class_indices(name, batch.get("labels"), required=name == "train_dataset")
+        super().check_batch(name, batch)
+
+    # ---- loss
+
+    def combined_loss(self, off_ramps, head, labels, num_items_in_batch=None) -> torch.Tensor:
+        """
+        The loss of a batch. A strategy overrides this, and calls [`exit_loss`] where it means that of one exit.
+
+        Args:
+            off_ramps (`tuple[torch.Tensor, ...]`): Logits `(rows, labels)` of the off-ramps, lowest first.
+            head (`torch.Tensor`, *optional*):
+                Logits of the model's own head, which can teach the off-ramps. `None` only in cached training whose
+                trainer does not set `reads_head`.
+            labels (`torch.Tensor` of shape `(rows,)`, *optional*): Class indices.
+            num_items_in_batch (*optional*): Labels in the whole accumulated batch, to divide sums by.
+        """
+        raise NotImplementedError
+
+    def exit_loss(self, logits, labels, num_items_in_batch=None) -> torch.Tensor:
+        """The loss of one exit: `compute_loss_func`, or the cross-entropy."""
+        return self.exit_loss_func(
+            SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=num_items_in_batch
+        )
+
+    def cross_entropy(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
+        smoothing = self.args.label_smoothing_factor
+        if num_items_in_batch is None:
+            return nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
+        total = nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing, reduction="sum")
+        return total / num_items_in_batch
+
+    def loss_of_batch(self, outputs, targets, num_items_in_batch=None) -> torch.Tensor:
+        """What Trainer calls; `targets` are the labels and the head's logits where those are cached."""
+        labels, head = targets
+        if labels is not None:
+            check_labels(labels, self.early_exit_model.config, self.model.training)
+        off_ramps = outputs.off_ramp_logits[: len(self.early_exit_model.base_model.off_ramps)]
+        head = outputs.logits if head is None else head
+        return self.combined_loss(off_ramps, head, labels, num_items_in_batch=num_items_in_batch)
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        inputs = {**inputs, "return_dict": True}
+        if "off_ramp_inputs" not in inputs:
+            inputs["output_off_ramp_logits"] = True
+        # Trainer hands on as labels whatever is under their name.
+        inputs["labels"] = (inputs.get("labels"), inputs.pop("head_logits", None))
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+    # ---- evaluation
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = {**inputs, "output_off_ramp_logits": True, "return_dict": True}
+        ignore_keys = ["logits", "exit_layers", "hidden_states", "attentions"]
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
+        output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        wanted = getattr(self.args, "report_file", None) is not None and metric_key_prefix.startswith("eval")
+        if wanted and self.is_world_process_zero():
+            write_evaluation_page(self, output, dataloader.dataset, metric_key_prefix)
+        return output
+
+    def metrics_of_exits(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The metrics of the model's own head, then those of every exit by its layer."""
+        exits = [
+            self.layer_metrics(EvalPrediction(logits, prediction.label_ids, prediction.inputs, prediction.losses))
+            for logits in prediction.predictions
+        ]
+        metrics = dict(exits[-1])
+        for layer, numbers in zip(self.exit_layers, exits, strict=True):
+            metrics.update({f"layer_{layer}_{name}": value for name, value in numbers.items()})
+        return metrics
+
+
+def check_class_indices(name: str, labels, required: bool) -> None:
+    """Raises `ValueError` unless the labels of a batch of the data set `name` are class indices `(rows,)`."""
+    if labels is None and not required:
+        return
+    if labels is None or labels.is_floating_point() or labels.dim() != 1:
+        shown = "none" if labels is None else f"{labels.dtype} of the shape {tuple(labels.shape)}"
+        raise ValueError(
+            f"`{name}` must give integer `labels` (rows,) through the data collator, got {shown}: give the index of "
+            "each row's class."
+        )

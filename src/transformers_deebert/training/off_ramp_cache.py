@@ -1,0 +1,134 @@
+"""Inputs of the off-ramps over a data set, computed once and kept on disk as memory-mapped Arrow."""
+
+import copy
+import shutil
+from collections.abc import Sized
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+from transformers.utils import logging
+
+from ..analysis.row_windows import read_columns, run_windows
+from .multi_exit_trainer import check_class_indices
+
+
+logger = logging.get_logger(__name__)
+
+# Options about tokens or the backbone's training, neither of which is in a cached step, and what switches them off.
+OFF_IN_CACHED_STEPS = {
+    "neftune_noise_alpha": (None,),
+    "include_num_input_tokens_seen": ("no",),
+    "activation_checkpointing": (False,),
+    "train_sampling_strategy": ("random", "sequential"),
+}
+
+
+def cached_arguments(args):
+    """A copy of training arguments for cached steps; warns of those that have no meaning in them."""
+    without = copy.copy(args)
+    for name, off in OFF_IN_CACHED_STEPS.items():
+        if (value := getattr(args, name)) not in off:
+            setattr(without, name, off[0])
+            logger.warning(
+                f"`{name}` ({value!r}) has no effect on stage 2 with off_ramp_mode='cached', whose steps see neither "
+                "tokens nor the backbone: use 'through_backbone', or leave it out."
+            )
+    return without
+
+
+def check_map_style(dataset) -> int:
+    """Number of rows; raises `ValueError` for data that cannot be run through once and then read in any order."""
+    if isinstance(dataset, IterableDataset) or not isinstance(dataset, Sized) or not len(dataset):
+        raise ValueError(
+            f"`train_dataset` ({type(dataset).__name__}) has no rows or no length, but its off-ramp inputs are "
+            "computed once and read in any order: give a map-style data set, or train with "
+            "off_ramp_mode='through_backbone'."
+        )
+    return len(dataset)
+
+
+def check_free_space(folder: Path, size: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise ValueError(
+            f"`output_dir` ({str(folder.parent)!r}) has {free / 2**30:.2f} GiB free, but the off-ramp inputs take "
+            f"{size / 2**30:.2f} GiB: choose another folder, or train with off_ramp_mode='through_backbone'."
+        )
+
+
+def run_backbone(model, inputs: dict, reads_head: bool) -> dict[str, np.ndarray]:
+    """What a cached step reads of a batch: the inputs of the off-ramps and, where the loss reads it, the head."""
+    if not reads_head:
+        return {"off_ramp_inputs": to_array(model.base_model.compute_off_ramp_inputs(**inputs))}
+    read: list[torch.Tensor] = []
+    hooks = [
+        off_ramp.register_forward_pre_hook(lambda module, args: read.append(args[0]))
+        for off_ramp in model.base_model.off_ramps
+    ]
+    try:
+        output = model(**inputs, output_off_ramp_logits=True, return_dict=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {"off_ramp_inputs": to_array(torch.stack(read, 1)), "head_logits": to_array(output.off_ramp_logits[-1])}
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.float().cpu().numpy()
+
+
+def cache_windows(model, dataset, indices, collator, batch_size: int, device, reads_head: bool, progress: bool):
+    """
+    Runs a frozen backbone over rows of a data set.
+
+    Args:
+        model ([`EarlyExitClassifier`]): In eval mode.
+        dataset: Map-style, of dicts.
+        indices (`range`): Its rows to run.
+        collator (`Callable`): From a list of items to the arguments of the model and `labels`.
+        reads_head (`bool`): Whether the head's logits are kept too.
+
+    Yields:
+        For each window, `off_ramp_inputs` `(rows, off-ramps, hidden)`, `labels` `(rows,)` and, where asked for,
+        `head_logits` `(rows, labels)` as numpy arrays.
+    """
+
+    @torch.no_grad()
+    def run(items, indices):
+        inputs = dict(collator(items))
+        labels = inputs.pop("labels", None)
+        check_class_indices("train_dataset", labels, required=True)
+        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
+        return run_backbone(model, inputs, reads_head) | {"labels": labels.numpy().astype(np.int64)}
+
+    return run_windows(run, dataset, indices, batch_size, "Off-ramp inputs" if progress else None)
+
+
+class CachedInputs(torch.utils.data.Dataset):
+    """
+    Map-style data set of cached steps: dicts of `off_ramp_inputs` `(off-ramps, hidden)`, `labels` and, where they were
+    kept, `head_logits` `(labels,)`.
+
+    Args:
+        files (`list[Path]`): Arrow files of the processes' shares, in the order of the rows.
+        num_off_ramps (`int`): Off-ramps of the model.
+    """
+
+    def __init__(self, files: list[Path], num_off_ramps: int):
+        columns = read_columns(files)
+        self.labels = np.concatenate(columns.pop("labels"))
+        # Views of the mapped files, without the detour over Python lists: a training step takes a few milliseconds.
+        pooled = columns["off_ramp_inputs"]
+        self.columns = columns | {"off_ramp_inputs": [part.reshape(len(part), num_off_ramps, -1) for part in pooled]}
+        self.ends = np.cumsum([len(part) for part in pooled])
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        chunk = int(np.searchsorted(self.ends, index, side="right"))
+        row = index - (self.ends[chunk - 1] if chunk else 0)
+        tensors = {name: torch.from_numpy(parts[chunk][row].copy()) for name, parts in self.columns.items()}
+        return tensors | {"labels": int(self.labels[index])}
