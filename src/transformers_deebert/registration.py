@@ -1,4 +1,4 @@
-"""What importing the library tells transformers."""
+"""Registration of the families with transformers and PEFT."""
 
 from transformers import (
     CONFIG_MAPPING,
@@ -13,6 +13,7 @@ from transformers.pipelines import PIPELINE_REGISTRY
 from .families import FAMILIES
 from .models.configuration_early_exit_deebert import EarlyExitConfigMixin
 from .models.pipeline_deebert import EarlyExitTextClassificationPipeline
+from .peft_tables import register_with_peft
 
 
 class HiddenCustomPipelines:
@@ -29,7 +30,7 @@ class HiddenCustomPipelines:
 
 
 def register() -> None:
-    """Registers all families with the Auto classes, and the pipeline; repeating it changes nothing."""
+    """Registers all families with the Auto classes and PEFT, and the pipeline; repeating it changes nothing."""
     for config, model, classifier in FAMILIES:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
@@ -44,3 +45,4 @@ def register() -> None:
     EarlyExitConfigMixin.custom_pipelines = HiddenCustomPipelines()  # type: ignore[attr-defined]
     # In place of `register_pipeline`, which would announce on every import that the task was there before.
     PIPELINE_REGISTRY.supported_tasks["text-classification"]["impl"] = EarlyExitTextClassificationPipeline
+    register_with_peft()

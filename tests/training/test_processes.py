@@ -65,3 +65,9 @@ def test_two_processes_are_one(tmp_path, what, mode):
         if name.endswith("key.bias"):
             continue  # cancels in the softmax: its gradient is rounding, which Adam blows up
         torch.testing.assert_close(weights_two[name], tensor, atol=1e-5, rtol=1e-3)
+
+
+def test_fewer_rows_than_processes(tmp_path):
+    """The share of a process may be empty; the others go on."""
+    numbers, _ = launch(2, tmp_path, "--what", "off_ramps", "--mode", "cached", "--rows", "1")
+    assert len([entry for entry in numbers["log"] if "loss" in entry]) == 2

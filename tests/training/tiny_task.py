@@ -93,6 +93,7 @@ def main():
     parser.add_argument("--what", choices=["both", "backbone", "off_ramps"], default="both")
     parser.add_argument("--mode", default="cached")
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=len(TRAIN))
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--kill", type=int, nargs=2, help="number of the training, and its step")
     parser.add_argument("--resume", action="store_true")
@@ -112,7 +113,9 @@ def main():
         trainer = TwoStageTrainer(model, args, args, callbacks=callbacks, **DATA)
         trainer.train(resume_from_checkpoint=options.resume)
         return
-    trainer = {"backbone": BackboneTrainer, "off_ramps": OffRampTrainer}[options.what](model, args, **DATA)
+    trainer = {"backbone": BackboneTrainer, "off_ramps": OffRampTrainer}[options.what](
+        model, args, **DATA | {"train_dataset": TRAIN[: options.rows]}
+    )
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model()

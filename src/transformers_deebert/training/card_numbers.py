@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sized
+from dataclasses import replace
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +79,18 @@ def logged_scores(trainer: "OffRampTrainer") -> dict[str, Any]:
     def counted(entry) -> int:
         return round(entry.get("eval_runtime", 0) * entry.get("eval_samples_per_second", 0))
 
+    layers = trainer.exit_layers
+    first = f"eval_layer_{layers[0]}_"
     logged = [
         entry
         for entry in state.log_history
         if entry.get("step") == step
-        and any(key.startswith("eval_layer_1_") for key in entry)
+        and any(key.startswith(first) for key in entry)
         and (rows is None or abs(counted(entry) - rows) <= 1 + rows / 100)  # the log rounds
     ]
     if not logged:
         return {}
-    layers = range(1, trainer.early_exit_model.config.num_hidden_layers + 1)
-    last = {key.removeprefix("eval_layer_1_"): value for key, value in logged[-1].items() if "eval_layer_1_" in key}
+    last = {key.removeprefix(first): value for key, value in logged[-1].items() if first in key}
     metric = choose_metric(last, trainer.args)
     if metric is None:
         return {}
@@ -183,7 +185,8 @@ def score_numbers(trainer: "OffRampTrainer", dataset: Any) -> dict[str, Any]:
     try:
         of_classes = [score(logits[:, layer].argmax(-1), labels)[metric] for layer in range(logits.shape[1])]
         if np.allclose(of_classes, scores, rtol=0, atol=1e-9):
-            numbers |= trade_off_numbers(ExitTable.from_logits(logits, labels), score, metric)
+            table = replace(ExitTable.from_logits(logits, labels), exit_layers=trainer.exit_layers)
+            numbers |= trade_off_numbers(table, score, metric)
     except Exception as error:  # `compute_metrics` is the user's, and was not made for predicted classes
         logger.warning(f"The model card has no trade-off: `compute_metrics` cannot score predicted classes ({error}).")
     return numbers

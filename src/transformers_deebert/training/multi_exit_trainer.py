@@ -26,8 +26,8 @@ def accuracy(prediction: EvalPrediction) -> dict[str, float]:
 
 class MultiExitTrainer(StageTrainer):
     """
-    Base of the trainers whose loss is about several exits. A strategy says by `trained_part` what it trains, and by
-    [`combined_loss`] with what loss. Takes what [`~transformers.Trainer`] takes, with these differences:
+    Base of the trainers whose loss is about several exits. A strategy sets what it trains, `trained_part`, and its
+    loss, [`combined_loss`]. Takes what [`~transformers.Trainer`] takes, with these differences:
 
     - `compute_metrics` is called once for each exit. Evaluation reports its numbers for the model's own head under
       their names, and for the exit at layer i as `layer_{i}_{name}`; accuracy when it is not given. The loss is that
@@ -38,6 +38,8 @@ class MultiExitTrainer(StageTrainer):
     Raises:
         ValueError: for a model without off-ramps, or that does not choose one of several classes.
     """
+
+    needs_labels = True  # whether the loss does
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class MultiExitTrainer(StageTrainer):
             )
 
     def check_batch(self, name, batch) -> None:
-        check_class_indices(name, batch.get("labels"), required=name == "train_dataset")
+        check_class_indices(name, batch.get("labels"), required=name == "train_dataset" and self.needs_labels)
         super().check_batch(name, batch)
 
     # ---- loss
@@ -100,7 +102,7 @@ class MultiExitTrainer(StageTrainer):
             head (`torch.Tensor`, *optional*):
                 Logits of the model's own head, which can teach the off-ramps. `None` only in cached training whose
                 trainer does not set `reads_head`.
-            labels (`torch.Tensor` of shape `(rows,)`, *optional*): Class indices.
+            labels (`torch.Tensor` of shape `(rows,)`, *optional*): Class indices; without `needs_labels` maybe `None`.
             num_items_in_batch (*optional*): Labels in the whole accumulated batch, to divide sums by.
         """
         raise NotImplementedError

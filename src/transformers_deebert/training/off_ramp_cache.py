@@ -79,37 +79,37 @@ def to_array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.float().cpu().numpy()
 
 
-def cache_windows(model, dataset, indices, collator, batch_size: int, device, reads_head: bool, progress: bool):
+def cache_windows(trainer, rows: range, progress: bool):
     """
-    Runs a frozen backbone over rows of a data set.
+    Runs the frozen backbone over rows of the training data.
 
     Args:
-        model ([`EarlyExitClassifier`]): In eval mode.
-        dataset: Map-style, of dicts.
-        indices (`range`): Its rows to run.
-        collator (`Callable`): From a list of items to the arguments of the model and `labels`.
-        reads_head (`bool`): Whether the head's logits are kept too.
+        trainer ([`OffRampTrainer`]): Its model is in eval mode.
+        rows (`range`): Indices of the rows.
+        progress (`bool`): Whether a bar is shown.
 
     Yields:
-        For each window, `off_ramp_inputs` `(rows, off-ramps, hidden)`, `labels` `(rows,)` and, where asked for,
-        `head_logits` `(rows, labels)` as numpy arrays.
+        For each window, `off_ramp_inputs` `(rows, off-ramps, hidden)` and, where there are any and the loss reads
+        them, `labels` `(rows,)` and `head_logits` `(rows, labels)` as numpy arrays.
     """
+    collator = trainer._get_collator_with_removed_columns(trainer.data_collator, description="training")
 
     @torch.no_grad()
     def run(items, indices):
         inputs = dict(collator(items))
         labels = inputs.pop("labels", None)
-        check_class_indices("train_dataset", labels, required=True)
-        inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
-        return run_backbone(model, inputs, reads_head) | {"labels": labels.numpy().astype(np.int64)}
+        check_class_indices("train_dataset", labels, required=trainer.needs_labels)
+        inputs = {name: tensor.to(trainer.args.device) for name, tensor in inputs.items()}
+        columns = run_backbone(trainer.early_exit_model, inputs, trainer.reads_head)
+        return columns if labels is None else columns | {"labels": labels.numpy().astype(np.int64)}
 
-    return run_windows(run, dataset, indices, batch_size, "Off-ramp inputs" if progress else None)
+    text = "Off-ramp inputs" if progress else None
+    return run_windows(run, trainer.train_dataset, rows, trainer.args.eval_batch_size, text)
 
 
 class CachedInputs(torch.utils.data.Dataset):
     """
-    Map-style data set of cached steps: dicts of `off_ramp_inputs` `(off-ramps, hidden)`, `labels` and, where they were
-    kept, `head_logits` `(labels,)`.
+    Map-style data set of cached steps: dicts of a row's columns, `off_ramp_inputs` as `(off-ramps, hidden)`.
 
     Args:
         files (`list[Path]`): Arrow files of the processes' shares, in the order of the rows.
@@ -117,18 +117,16 @@ class CachedInputs(torch.utils.data.Dataset):
     """
 
     def __init__(self, files: list[Path], num_off_ramps: int):
-        columns = read_columns(files)
-        self.labels = np.concatenate(columns.pop("labels"))
         # Views of the mapped files, without the detour over Python lists: a training step takes a few milliseconds.
-        pooled = columns["off_ramp_inputs"]
-        self.columns = columns | {"off_ramp_inputs": [part.reshape(len(part), num_off_ramps, -1) for part in pooled]}
+        self.columns = read_columns(files)
+        pooled = self.columns["off_ramp_inputs"]
+        self.columns["off_ramp_inputs"] = [part.reshape(len(part), num_off_ramps, -1) for part in pooled]
         self.ends = np.cumsum([len(part) for part in pooled])
 
     def __len__(self):
-        return len(self.labels)
+        return int(self.ends[-1])
 
     def __getitem__(self, index):
         chunk = int(np.searchsorted(self.ends, index, side="right"))
         row = index - (self.ends[chunk - 1] if chunk else 0)
-        tensors = {name: torch.from_numpy(parts[chunk][row].copy()) for name, parts in self.columns.items()}
-        return tensors | {"labels": int(self.labels[index])}
+        return {name: torch.as_tensor(parts[chunk][row].copy()) for name, parts in self.columns.items()}

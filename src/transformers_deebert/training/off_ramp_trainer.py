@@ -92,7 +92,7 @@ class OffRampTrainer(MultiExitTrainer):
         if self.cached_inputs is None:  # else a smaller batch size is tried
             self.cached_inputs = self.compute_cached_inputs()
         self.train_dataset, self.data_collator = self.cached_inputs, default_data_collator
-        self._signature_columns = [*self.cached_inputs.columns, "labels"]
+        self._signature_columns = [*self.cached_inputs.columns]
 
     def get_train_dataloader(self):
         given = self.train_dataset, self.data_collator, self._signature_columns
@@ -119,14 +119,7 @@ class OffRampTrainer(MultiExitTrainer):
         try:
             with self.accelerator.autocast():
                 windows = cache_windows(
-                    model,
-                    self.train_dataset,
-                    shares[rank],
-                    self._get_collator_with_removed_columns(self.data_collator, description="training"),
-                    self.args.eval_batch_size,
-                    self.args.device,
-                    self.reads_head,
-                    progress=not self.args.disable_tqdm and self.is_local_process_zero(),
+                    self, shares[rank], progress=not self.args.disable_tqdm and self.is_local_process_zero()
                 )
                 if shares[rank]:  # there may be fewer rows than processes
                     write_windows(files[rank], windows)
