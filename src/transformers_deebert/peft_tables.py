@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from itertools import product
 from types import ModuleType
 from typing import Any
 
@@ -11,16 +12,8 @@ from .families import FAMILIES
 
 
 TABLES = "peft.utils.constants"
-# Attention's query and value, PEFT's usual choice, in the families that its tables leave out.
-QUERY_AND_VALUE = {
-    "albert": ["query", "value"],
-    "camembert": ["query", "value"],
-    "distilbert": ["q_lin", "v_lin"],
-    "electra": ["query", "value"],
-    "modernbert": ["Wqkv"],
-    "mpnet": ["q", "v"],
-    "xlm-roberta": ["query", "value"],
-}
+# The projections of query and value, PEFT's usual choice, where they have other names than in BERT.
+QUERY_AND_VALUE = {"distilbert": ["q_lin", "v_lin"], "modernbert": ["Wqkv"], "mpnet": ["q", "v"]}
 
 
 def add_model_types(constants: Any) -> None:
@@ -29,12 +22,12 @@ def add_model_types(constants: Any) -> None:
     query and value, so has the family.
     """
     tables = [table for name, table in vars(constants).items() if name.endswith("_MODULES_MAPPING")]
-    for config, _, _ in FAMILIES:
-        for table in tables:
-            usual = QUERY_AND_VALUE.get(config.backbone_type) if table.get("bert") == ["query", "value"] else None
-            modules = table.get(config.backbone_type, usual)
-            if modules is not None:
-                table.setdefault(config.model_type, modules)
+    for table, (config, _, _) in product(tables, FAMILIES):
+        modules = table.get(config.backbone_type)
+        if modules is None and table.get("bert") == ["query", "value"]:
+            modules = QUERY_AND_VALUE.get(config.backbone_type, ["query", "value"])
+        if modules is not None:
+            table.setdefault(config.model_type, modules)
 
 
 class PeftTablesFinder(MetaPathFinder):

@@ -72,6 +72,14 @@ def test_an_evaluation_set_does_not_cost_an_epoch(tmp_path, trainer_class, bad, 
     assert steps.count == 0
 
 
+def test_metrics_that_need_logits(tmp_path):
+    steps = Steps()
+    settings = {"preprocess_logits_for_metrics": lambda logits, labels: logits.argmax(-1)}
+    with pytest.raises(ValueError, match="`compute_metrics`"):
+        make_trainer(TwoStageTrainer, tmp_path, steps, **settings).train()
+    assert steps.count == 0
+
+
 @pytest.mark.parametrize("trainer_class", [BackboneTrainer, OffRampTrainer])
 def test_the_check_leaves_no_trace(tmp_path, trainer_class):
     """Random numbers, modes of modules and streams that are read once."""

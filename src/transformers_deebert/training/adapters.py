@@ -16,15 +16,6 @@ def has_adapters(model: nn.Module) -> bool:
     return any(isinstance(module, (PeftModel, BaseTunerLayer)) for module in model.modules())
 
 
-def unwrap_adapters(model: nn.Module) -> nn.Module:
-    """The model inside a `PeftModel`; any other as it is."""
-    if "peft" not in sys.modules:
-        return model
-    from peft import PeftModel
-
-    return model.get_base_model() if isinstance(model, PeftModel) else model
-
-
 def refuse_adapters(model: nn.Module) -> None:
     """Raises `ValueError` for adapters in a model whose off-ramps are to be trained."""
     if has_adapters(model):

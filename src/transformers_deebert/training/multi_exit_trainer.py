@@ -87,9 +87,13 @@ class MultiExitTrainer(StageTrainer):
                 "are trained to choose one of several classes: load it as such a classifier."
             )
 
-    def check_batch(self, name, batch) -> None:
-        check_class_indices(name, batch.get("labels"), required=name == "train_dataset" and self.needs_labels)
+    def check_batch(self, name, batch):
+        labels, preprocess = batch.get("labels"), self.preprocess_logits_for_metrics
+        check_class_indices(name, labels, required=name == "train_dataset" and self.needs_labels)
         super().check_batch(name, batch)
+        if labels is not None and preprocess is not None and self.layer_metrics is accuracy:
+            logits = torch.zeros(len(labels), self.early_exit_model.config.num_labels)
+            accuracy(EvalPrediction(preprocess((logits,), labels)[0], labels))
 
     # ---- loss
 

@@ -16,11 +16,10 @@ from .multi_exit_trainer import check_class_indices
 
 logger = logging.get_logger(__name__)
 
-# Options about tokens or the backbone's training, neither of which is in a cached step, and what switches them off.
+# Options about tokens, of which a cached step has none, and what switches them off.
 OFF_IN_CACHED_STEPS = {
     "neftune_noise_alpha": (None,),
     "include_num_input_tokens_seen": ("no",),
-    "activation_checkpointing": (False,),
     "train_sampling_strategy": ("random", "sequential"),
 }
 
@@ -32,8 +31,8 @@ def cached_arguments(args):
         if (value := getattr(args, name)) not in off:
             setattr(without, name, off[0])
             logger.warning(
-                f"`{name}` ({value!r}) has no effect on stage 2 with off_ramp_mode='cached', whose steps see neither "
-                "tokens nor the backbone: use 'through_backbone', or leave it out."
+                f"`{name}` ({value!r}) has no effect on stage 2 with off_ramp_mode='cached', whose steps "
+                "see no tokens: use 'through_backbone', or leave it out."
             )
     return without
 

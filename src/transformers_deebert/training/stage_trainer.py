@@ -13,12 +13,13 @@ from torch import nn
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerState
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import unwrap_peft_model
 from transformers.utils import logging
 
 from ..analysis.row_windows import data_columns
 from ..hub.model_card import write_model_card
 from ..models.inputs_deebert import check_labels
-from .adapters import check_adapters_hold_all, has_adapters, unwrap_adapters
+from .adapters import check_adapters_hold_all, has_adapters
 from .card_numbers import card_arguments, hub_id, run_numbers
 from .exit_status import ExitStatusCallback
 from .training_arguments import DeeBertTrainingArguments
@@ -107,7 +108,7 @@ class StageTrainer(Trainer):
     @property
     def early_exit_model(self):
         """The classifier inside whatever wraps it."""
-        return unwrap_adapters(self.accelerator.unwrap_model(self.model))
+        return unwrap_peft_model(self.accelerator.unwrap_model(self.model))
 
     def check_model(self) -> None:
         """Raises `ValueError` for a model, or arguments, that this stage cannot train with."""
