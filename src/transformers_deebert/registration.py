@@ -18,8 +18,8 @@ from .peft_tables import register_with_peft
 
 class HiddenCustomPipelines:
     """
-    The `custom_pipelines` of a configuration: kept, and saved again, but `pipeline()` sees none of them. It would ask
-    for trust in a checkpoint's copy of code that is installed here.
+    The `custom_pipelines` of a configuration: kept, and saved again, but `pipeline()` sees none of them. It would
+    demand trust in a checkpoint's copy of code that is installed here.
     """
 
     def __get__(self, config, owner=None) -> dict:
@@ -35,7 +35,7 @@ def register() -> None:
         AutoConfig.register(config.model_type, config, exist_ok=True)
         AutoModel.register(config, model, exist_ok=True)
         AutoModelForSequenceClassification.register(config, classifier, exist_ok=True)
-        # Old checkpoints do not say which tokenizer they need; the family's own knows about segments.
+        # Old checkpoints do not name the tokenizer that they need; the family's own knows about segments.
         tokenizer = TOKENIZER_MAPPING[CONFIG_MAPPING[config.backbone_type]]
         AutoTokenizer.register(config, tokenizer_class=tokenizer, exist_ok=True)
         # Saved checkpoints carry their code.

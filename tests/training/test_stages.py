@@ -241,6 +241,18 @@ def test_model_init_and_callbacks(tmp_path, trainer_class):
     assert seen[0] == (off_ramps if trainer_class is OffRampTrainer else everything - off_ramps)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_subclass_with_a_data_loader_of_its_own(tmp_path, mode):
+    class Balanced(OffRampTrainer):
+        def get_train_dataloader(self):
+            return torch.utils.data.DataLoader(self.train_dataset, batch_size=8, collate_fn=self.data_collator)
+
+    before = snapshot(make_tiny())
+    trainer = Balanced(model_init=lambda: make_tiny(), args=make_args(tmp_path, off_ramp_mode=mode), **DATA)
+    trainer.train()
+    assert changed(trainer.model, before) == {name for name in before if "off_ramps" in name}
+
+
 @pytest.mark.parametrize("trainer_class", [BackboneTrainer, OffRampTrainer])
 @pytest.mark.parametrize("mode", MODES)
 def test_bf16_and_checkpointing(tmp_path, trainer_class, mode):

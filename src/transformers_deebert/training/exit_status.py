@@ -24,6 +24,7 @@ class ExitStatusCallback(TrainerCallback):
         return self.trainer.early_exit_model.config
 
     def on_train_begin(self, args, state, control, **kwargs):
+        self.trainer.freeze()  # again, for trainers with a `get_train_dataloader` of their own
         temperatures = self.config.off_ramp_temperatures
         if self.trainer.trained_part == "backbone" or temperatures is None:
             return

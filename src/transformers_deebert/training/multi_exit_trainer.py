@@ -41,27 +41,13 @@ class MultiExitTrainer(StageTrainer):
 
     needs_labels = True  # whether the loss does
 
-    def __init__(
-        self,
-        model=None,
-        args=None,
-        *,
-        compute_metrics=None,
-        compute_loss_func=None,
-        preprocess_logits_for_metrics=None,
-        **kwargs,
-    ):
+    def __init__(self, model=None, args=None, *, compute_metrics=None, compute_loss_func=None, **kwargs):
         self.layer_metrics = compute_metrics or accuracy
         self.exit_loss_func = compute_loss_func or self.cross_entropy
-        super().__init__(
-            model,
-            args,
-            compute_metrics=self.metrics_of_exits,
-            compute_loss_func=self.loss_of_batch,
-            preprocess_logits_for_metrics=preprocess_logits_for_metrics
-            and (lambda logits, labels: tuple(preprocess_logits_for_metrics(one, labels) for one in logits)),
-            **kwargs,
-        )
+        own = {"compute_metrics": self.metrics_of_exits, "compute_loss_func": self.loss_of_batch}
+        super().__init__(model, args, **own, **kwargs)
+        if (preprocess := self.preprocess_logits_for_metrics) is not None:
+            self.preprocess_logits_for_metrics = lambda exits, labels: tuple(preprocess(one, labels) for one in exits)
         if getattr(self.args, "report_file", None) is not None:
             check_report_packages()
 
@@ -113,16 +99,13 @@ class MultiExitTrainer(StageTrainer):
 
     def exit_loss(self, logits, labels, num_items_in_batch=None) -> torch.Tensor:
         """The loss of one exit: `compute_loss_func`, or the cross-entropy."""
-        return self.exit_loss_func(
-            SequenceClassifierOutput(logits=logits), labels, num_items_in_batch=num_items_in_batch
-        )
+        outputs = SequenceClassifierOutput(logits=logits)
+        return self.exit_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
 
     def cross_entropy(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
-        smoothing = self.args.label_smoothing_factor
-        if num_items_in_batch is None:
-            return nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing)
-        total = nn.functional.cross_entropy(outputs.logits.float(), labels, label_smoothing=smoothing, reduction="sum")
-        return total / num_items_in_batch
+        count, reduction = (1, "mean") if num_items_in_batch is None else (num_items_in_batch, "sum")
+        logits, smoothing = outputs.logits.float(), self.args.label_smoothing_factor
+        return nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing, reduction=reduction) / count
 
     def loss_of_batch(self, outputs, targets, num_items_in_batch=None) -> torch.Tensor:
         """What Trainer calls; `targets` are the labels and the head's logits where those are cached."""

@@ -28,7 +28,7 @@ from .training_arguments import DeeBertTrainingArguments
 logger = logging.get_logger(__name__)
 
 TRAINING_ARGUMENTS_FILE = "training_arguments.json"
-# Where something is on this machine, or who pushes: not for a checkpoint that is shared.
+# Places on this machine and the account that pushes: not for a checkpoint that is shared.
 LOCAL_ARGUMENTS = (
     "output_dir",
     "logging_dir",
@@ -44,7 +44,7 @@ LOCAL_ARGUMENTS = (
 def last_complete_checkpoint(folder) -> str | None:
     """
     The newest checkpoint of `folder` whose writing was finished, `None` if there is none. Trainer writes
-    `trainer_state.json` last, so a run killed while saving leaves a folder without a readable one.
+    `trainer_state.json` last, so the folder of a run killed while saving has no readable one.
     """
     checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.rsplit("-", 1)[-1].isdigit()]
     for path in sorted(checkpoints, key=lambda path: int(path.name.rsplit("-", 1)[-1]), reverse=True):
@@ -88,7 +88,7 @@ class StageTrainer(Trainer):
     """
     A [`~transformers.Trainer`] for one stage. When training starts it freezes what the stage does not train, and takes
     the first batch of every data set through collator, checks and model. It resumes from the last checkpoint that was
-    written completely, evaluates at full depth whatever exit the configuration asks for, and saves nothing pickled.
+    written completely, evaluates at full depth whatever exit the configuration sets, and saves nothing pickled.
     """
 
     trained_part: str  # what `set_trainable` is given
@@ -133,18 +133,17 @@ class StageTrainer(Trainer):
         Takes the first batch of each data set through the data collator, the checks of the stage and the model, so
         that an evaluation set that is refused does not cost an epoch.
         """
-        evaluated = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        names = {f"eval_dataset[{name!r}]" if name else "eval_dataset": rows for name, rows in evaluated.items()}
+        datasets = {"train_dataset": self.train_dataset, "eval_dataset": self.eval_dataset}
+        if isinstance(self.eval_dataset, dict):
+            datasets |= {"eval_dataset": None} | {f"eval_dataset[{k!r}]": v for k, v in self.eval_dataset.items()}
         collator = self._get_collator_with_removed_columns(self.data_collator)
         training = self.model.training
-        self.model.eval()
-        try:
-            with torch.random.fork_rng(devices=[]):
-                for name, dataset in {"train_dataset": self.train_dataset, **names}.items():
-                    rows = [] if dataset is None else first_rows(dataset, self.args.eval_batch_size)
-                    if rows:
-                        self.check_batch(name, collator(rows))
-        finally:
+        with torch.random.fork_rng(devices=[]):
+            self.model.eval()
+            for name, dataset in datasets.items():
+                rows = [] if dataset is None else first_rows(dataset, self.args.eval_batch_size)
+                if rows:
+                    self.check_batch(name, collator(rows))
             self.model.train(training)
 
     def check_batch(self, name: str, batch: Mapping) -> None:
@@ -190,7 +189,7 @@ class StageTrainer(Trainer):
     # ---- evaluation
 
     def evaluation_loop(self, *args, **kwargs):
-        # Trainer casts the model for `bf16_full_eval` and leaves it so.
+        # Trainer casts the model for `bf16_full_eval`, and does not cast it back.
         rounds = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
         with kept_weights(self.model) if rounds else contextlib.nullcontext():
             return super().evaluation_loop(*args, **kwargs)

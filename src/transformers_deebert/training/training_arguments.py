@@ -1,4 +1,4 @@
-"""Training arguments."""
+"""Training arguments of one stage."""
 
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -285,9 +285,7 @@ def stage_arguments(args: DeeBertTrainingArguments, stage: str) -> DeeBertTraini
 
 def fresh_callbacks(callbacks):
     """Callbacks with a state of their own as copies, the others as they are."""
-    if callbacks is None:
-        return None
-    return [copy.deepcopy(callback) if isinstance(callback, ExportableState) else callback for callback in callbacks]
+    return callbacks and [copy.deepcopy(one) if isinstance(one, ExportableState) else one for one in callbacks]
 
 
 def check_output_dir(folder: Path, may_have_files: bool) -> None:
