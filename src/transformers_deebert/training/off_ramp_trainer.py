@@ -5,31 +5,12 @@ from pathlib import Path
 
 import torch
 from transformers import default_data_collator
-from transformers.utils import logging
 
 from ..analysis.row_windows import write_windows
 from .adapters import refuse_adapters
 from .multi_exit_trainer import MultiExitTrainer
 from .off_ramp_cache import CachedInputs, cache_windows, cached_arguments, check_free_space, check_map_style
 from .training_arguments import OFF_RAMP_MODES, DeeBertTrainingArguments
-
-
-logger = logging.get_logger(__name__)
-
-
-def choose_mode(args, config) -> str:
-    """The mode of stage 2; raises `ValueError` for one that the model's off-ramps cannot be trained in."""
-    if not isinstance(args, DeeBertTrainingArguments):
-        raise ValueError(f"`args` must be `DeeBertTrainingArguments`, got `{type(args).__name__}`.")
-    if args.off_ramp_mode not in (None, *OFF_RAMP_MODES):  # a trial of a search sets what it likes
-        raise ValueError(f"`off_ramp_mode` must be one of {OFF_RAMP_MODES} or None, got {args.off_ramp_mode!r}.")
-    attention = config.off_ramp_pooling == "attention"
-    if attention and args.off_ramp_mode == "cached":
-        raise ValueError(
-            "`off_ramp_mode` is 'cached', but attention pooling learns what it reads from all token states: use "
-            "'through_backbone'."
-        )
-    return args.off_ramp_mode or ("through_backbone" if attention else "cached")
 
 
 class OffRampTrainer(MultiExitTrainer):
@@ -50,15 +31,27 @@ class OffRampTrainer(MultiExitTrainer):
     # Whether the loss reads the head's logits: cached training then keeps them beside the off-ramps' inputs.
     reads_head = False
     cached_inputs: CachedInputs | None = None
-
-    def check_model(self) -> None:
-        refuse_adapters(self.model)
-        super().check_model()
-        choose_mode(self.args, self.early_exit_model.config)
+    args: DeeBertTrainingArguments
 
     @property
     def off_ramp_mode(self) -> str:
-        return choose_mode(self.args, self.early_exit_model.config)
+        """By arguments (in a search, those of the trial) and model; raises `ValueError` where they disagree."""
+        mode, attention = self.args.off_ramp_mode, self.early_exit_model.config.off_ramp_pooling == "attention"
+        if mode not in (None, *OFF_RAMP_MODES):  # a trial sets the field unchecked
+            raise ValueError(f"`off_ramp_mode` must be one of {OFF_RAMP_MODES} or None, got {mode!r}.")
+        if attention and mode == "cached":
+            raise ValueError(
+                "`off_ramp_mode` is 'cached', but attention pooling learns what it reads from all token states: use "
+                "'through_backbone'."
+            )
+        return mode or ("through_backbone" if attention else "cached")
+
+    def check_model(self) -> None:
+        refuse_adapters(self.model)
+        if not isinstance(self.args, DeeBertTrainingArguments):
+            raise ValueError(f"`args` must be `DeeBertTrainingArguments`, got `{type(self.args).__name__}`.")
+        super().check_model()
+        _ = self.off_ramp_mode  # raises
 
     def combined_loss(self, off_ramps, head, labels, num_items_in_batch=None) -> torch.Tensor:
         """Sum of the off-ramps' losses; the model's own head does not take part."""
@@ -114,16 +107,10 @@ class OffRampTrainer(MultiExitTrainer):
         num_off_ramps = len(model.base_model.off_ramps)
         check_free_space(folder, rows * (num_off_ramps * model.config.hidden_size * 4 + 8))
         self.accelerator.wait_for_everyone()
-        training = model.training
-        model.eval()
-        try:
-            with self.accelerator.autocast():
-                windows = cache_windows(
-                    self, shares[rank], progress=not self.args.disable_tqdm and self.is_local_process_zero()
-                )
-                if shares[rank]:  # there may be fewer rows than processes
-                    write_windows(files[rank], windows)
-        finally:
-            model.train(training)
+        model.eval()  # a training step sets it back
+        progress = not self.args.disable_tqdm and self.is_local_process_zero()
+        with self.accelerator.autocast():
+            if shares[rank]:  # there may be fewer rows than processes
+                write_windows(files[rank], cache_windows(self, shares[rank], progress))
         self.accelerator.wait_for_everyone()
         return CachedInputs([file for file, share in zip(files, shares, strict=True) if share], num_off_ramps)

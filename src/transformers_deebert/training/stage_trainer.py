@@ -46,11 +46,10 @@ def last_complete_checkpoint(folder) -> str | None:
     The newest checkpoint of `folder` whose writing was finished, `None` if there is none. Trainer writes
     `trainer_state.json` last, so the folder of a run killed while saving has no readable one.
     """
-    checkpoints = [path for path in Path(folder).glob("checkpoint-*") if path.name.rsplit("-", 1)[-1].isdigit()]
-    for path in sorted(checkpoints, key=lambda path: int(path.name.rsplit("-", 1)[-1]), reverse=True):
-        if has_trainer_state(path):
-            return str(path)
-    return None
+    prefix = "checkpoint-"
+    found = {path.name.removeprefix(prefix): str(path) for path in Path(folder).glob(f"{prefix}*")}
+    steps = sorted((step for step in found if step.isdigit()), key=int, reverse=True)
+    return next((found[step] for step in steps if has_trainer_state(found[step])), None)
 
 
 def has_trainer_state(folder) -> bool:
