@@ -675,7 +675,7 @@ def test_processes_share_the_rows(tmp_path, processes, device):
         )
         assert one["endless"].startswith(f"ValueError: `items` is a `list_iterator`, which {processes} processes")
         assert one["failed"] == [30]
-        assert one["others"].tolist() == [*exit_layers[:30].tolist(), 0, *exit_layers[31:].tolist()]
+        assert one["others"].tolist() == [*exit_layers[:30].tolist(), -1, *exit_layers[31:].tolist()]
     # Every row ran in one process alone.
     everything = torch.cat([exit_layers[:size] for size in SIZES])
     counts = torch.tensor([one["counts"] for one in seen])

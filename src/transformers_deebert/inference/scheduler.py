@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from ..models.exit_answers_deebert import usual_size
 from ..models.exit_plan_deebert import ExitPlan
 from ..models.layer_state_deebert import LayerState
 from .predictions import Answers
@@ -30,7 +31,7 @@ class Group:
         """The rows at `places`, without columns of padding that they do not need."""
         rows = [self.rows[place] for place in places]
         index = torch.tensor(places).to(self.state.mask.device, non_blocking=True)
-        state = self.state.resize(max(row.length for row in rows)).select(index)
+        state = self.state.resize(usual_width(self.state, rows)).select(index)
         return Group(fit(state, rows), rows)
 
     def split(self, count: int) -> "tuple[Group, Group]":
@@ -45,18 +46,23 @@ class Group:
         rows = [row for group in groups for row in group.rows]
         if len(groups) == 1:
             return Group(fit(groups[0].state, rows), rows)
-        width = max(row.length for row in rows)
+        width = usual_width(groups[0].state, rows)
         state = type(groups[0].state).cat([group.state.resize(width) for group in groups])
         state.active = None  # rows that left were dropped: all of these wait
         return Group(fit(state, rows), rows)
 
 
 def fit(state: LayerState, rows: list[Row]) -> LayerState:
-    """The state at the width of its longest row."""
-    width = max(row.length for row in rows)
+    """The state at the width that its rows need."""
+    width = usual_width(state, rows)
     # What the host knows about padding, nobody has to look up on the device.
     padding = any(row.length < width or row.mask is not None for row in rows)
     return replace(state.resize(width), padding=padding)
+
+
+def usual_width(state: LayerState, rows: list[Row]) -> int:
+    """The width of the longest row, rounded up to a usual size where the device likes that."""
+    return usual_size(max(row.length for row in rows), state.mask.device)
 
 
 class Waiting:

@@ -100,17 +100,32 @@ class Compactor:
     def compact(self, state: LayerState) -> LayerState:
         """The active rows, of which there is at least one, perhaps with exited ones among them."""
         active = [row for row, length in enumerate(self.remaining) if length]
-        width = max(self.remaining)
         rows, columns = state.mask.shape
-        if len(active) * width > (1 - MAX_IDLE_SHARE) * rows * columns:
+        count = min(rows, usual_size(len(active), state.mask.device))
+        width = min(columns, usual_size(max(self.remaining), state.mask.device))
+        if count * width > (1 - MAX_IDLE_SHARE) * rows * columns:
             return state
         state = state.resize(width)
-        if len(active) < rows:
-            state = replace(state, active=None).select(
-                torch.tensor(active, dtype=torch.long, device=state.mask.device)
-            )
-            self.remaining = [self.remaining[row] for row in active]
+        if count < rows:
+            exited = [row for row, length in enumerate(self.remaining) if not length]
+            kept = active + exited[: count - len(active)]
+            if len(kept) == len(active):
+                state = replace(state, active=None)
+            state = state.select(torch.tensor(kept, dtype=torch.long, device=state.mask.device))
+            self.remaining = [self.remaining[row] for row in kept]
         return replace(state, padding=self.holes or any(length < width for length in self.remaining))
+
+
+def usual_size(size: int, device: torch.device) -> int:
+    """
+    The number of rows or columns to keep where `size` of them are needed. Accelerators choose kernels and make plans
+    for every new shape, which takes longer than a layer (cuDNN's attention: tens of milliseconds): they get one of
+    four sizes an octave, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, …, so that shapes come again.
+    """
+    if device.type == "cpu":
+        return size
+    step = 1 << max(0, size.bit_length() - 3)
+    return -(-size // step) * step
 
 
 # Reading tensors on the host breaks a compiled graph anyway; here the breaks are in known places.
