@@ -144,7 +144,13 @@ def _model(family, num_layers, settings):
     # DistilBERT calls it `hidden_dim`, and the like; a field that a family has not is none.
     sizes = {"intermediate_size": 64, "type_vocab_size": 2} if family != "distilbert" else {}
     config = parts.config(**common | sizes | encoder.settings | {name: thaw(value) for name, value in settings})
+    # Head and backbone are drawn such that rows exit everywhere.
+    stock_config = parts.config(**config.to_dict() | {"gradient_checkpointing": False})
+    head = getattr(transformers, parts.classifier.__name__.removeprefix("Dee"))(stock_config)
     model = parts.classifier(config)
+    backbone = model.base_model_prefix
+    head = {name: tensor for name, tensor in head.state_dict().items() if not name.startswith(backbone)}
+    model.load_state_dict(head, strict=False)
     with torch.no_grad():
         for off_ramp in model.base_model.off_ramps:
             off_ramp.classifier.weight.mul_(8)

@@ -168,6 +168,9 @@ def test_tokenizer_arguments_reach_the_tokenizer(case):
         ({"early_exit_entropy": [0.1]}, "1 thresholds.*3 off-ramps"),
         ({"exit_layer": 9}, "`exit_layer`"),
         ({"exit_layer": 2, "early_exit_entropy": 0.4}, "exclude each other"),
+        ({"early_exit_threshold": 9.0}, "`early_exit_threshold`.*`early_exit_entropy`"),
+        ({"truncate": True}, "`truncate`.*`truncation`"),
+        ({"whatever": 1}, "`whatever`.*leave it out"),
     ],
 )
 def test_bad_arguments(case, settings, message):

@@ -8,6 +8,8 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pandas
+import pyarrow
 import pytest
 import torch
 from conftest import (
@@ -621,6 +623,18 @@ def test_bad_arguments(case, settings, message):
     for call in (predictor.predict, predictor.stream):
         with pytest.raises(ValueError, match=message):
             call(**{"items": TEXTS} | settings)
+
+
+def test_tables(case):
+    _, predictor, *_ = case
+    expected = predictor.predict(TEXTS)
+    table = pandas.DataFrame({"number": range(len(TEXTS)), "text": TEXTS})
+    assert torch.equal(predictor.predict(table).logits, expected.logits)
+    assert [one.label for one in predictor.stream(table)] == expected.labels
+    with pytest.raises(ValueError, match="`items` is a table.*to_pylist"):
+        predictor.predict(pyarrow.table({"text": TEXTS}))
+    with pytest.raises(ValueError, match=r"mapping of \['sentence'\].*`text_column`"):
+        predictor.predict(pandas.DataFrame({"sentence": TEXTS}))
 
 
 def test_bad_predictors(case, tokenizer):

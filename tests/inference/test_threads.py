@@ -204,3 +204,17 @@ def test_a_pipeline(model, texts, text_settings, tokenizer):
             for answer, one in zip(answers, wanted, strict=True):
                 assert (answer["label"], answer["exit_layer"]) == (one["label"], one["exit_layer"])
                 assert answer["score"] == pytest.approx(one["score"], abs=1e-5)
+
+
+def test_a_pipeline_that_truncates_otherwise_in_each_thread(model, tokenizer):
+    text = " ".join(f"word{5 + 7 * place % 90}" for place in range(40))
+    shared = pipeline("text-classification", model=model, tokenizer=tokenizer)
+    settings = [{"truncation": True, "max_length": length, "early_exit_entropy": 0.9} for length in range(4, 20, 2)]
+    expected = [shared(text, **one) for one in settings]
+    assert len({str(answer) for answer in expected}) >= 6
+
+    def work(one):
+        return [shared(text, **one) for _ in range(20)]
+
+    for answers, wanted in zip(at_once([lambda one=one: work(one) for one in settings]), expected, strict=True):
+        assert answers == [wanted] * 20

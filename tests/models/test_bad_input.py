@@ -1,12 +1,16 @@
 """Bad input gets a ValueError that names the argument."""
 
+import json
 import logging
 
 import numpy as np
 import pytest
 import torch
-from conftest import ENCODERS, NUM_LAYERS, make_batch, make_model
+from conftest import ENCODERS, NUM_LAYERS, make_batch, make_model, make_stock
+from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.utils import logging as transformers_logging
+
+from transformers_deebert import DeeBertForSequenceClassification, ExitCriterion
 
 
 @pytest.mark.parametrize(
@@ -22,9 +26,60 @@ def test_thresholds(threshold):
 @pytest.mark.parametrize("threshold", [-0.1, float("nan"), [0.1, 0.2], [0.1, -1.0, 0.1]])
 def test_thresholds_of_the_configuration(threshold):
     model = make_model()
-    model.config.early_exit_entropy = threshold
-    with pytest.raises(ValueError, match="`early_exit_entropy`"):
+
+    def set_and_call():
+        model.config.early_exit_entropy = threshold
         model(**make_batch())
+
+    with pytest.raises(ValueError, match="`early_exit_entropy`"):
+        set_and_call()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("early_exit_entropy", float("nan")),
+        ("early_exit_entropy", "0.4"),
+        ("early_exit_entropy", [0.1]),
+        ("exit_criterion", {"score": "unknown", "threshold": 1.0}),
+        ("exit_layer", 9),
+        ("off_ramp_layers", [3, 1]),
+        ("off_ramp_temperatures", [1.0]),
+        ("off_ramp_pooling", "max"),
+        ("hidden_size", "32"),
+    ],
+)
+@pytest.mark.parametrize("auto", [AutoConfig, AutoModelForSequenceClassification, DeeBertForSequenceClassification])
+def test_a_slip_in_config_json(tmp_path, field, value, auto):
+    settings = make_model().config.to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(settings | {field: value}))
+    message = {"exit_criterion": "score", "off_ramp_layers": "off_ramp_layers"}.get(field, field)
+    with pytest.raises(ValueError, match=message) as caught:
+        auto.from_pretrained(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "stored"),
+    [
+        ("early_exit_entropy", (0.5, np.float32(0.25), 1), [0.5, 0.25, 1]),
+        ("early_exit_entropy", np.float64(0.5), 0.5),
+        ("off_ramp_temperatures", np.array([1.0, 2.0, 0.5]), [1.0, 2.0, 0.5]),
+        ("off_ramp_layers", range(1, 4), [1, 2, 3]),
+        ("exit_layer", np.int64(2), 2),
+        (
+            "exit_criterion",
+            ExitCriterion("margin", np.array([0.5, 0.25, 0.0]), np.int64(2)),
+            {"score": "margin", "threshold": [0.5, 0.25, 0.0], "patience": 2},
+        ),
+    ],
+)
+def test_the_configuration_takes_what_calls_take(field, value, stored):
+    model = make_model()
+    setattr(model.config, field, value)
+    assert json.loads(model.config.to_json_string())[field] == stored
+    model(**make_batch())
 
 
 @pytest.mark.parametrize("threshold", [1, 0.5, np.float32(0.5), np.float64(0.5), (0.1, 0.2, 0.3), [0, 1, 2], 1e9])
@@ -94,6 +149,48 @@ def test_labels_out_of_range(label):
     for mode in (True, False):
         with pytest.raises(ValueError, match=f"`labels` contains {label}.*num_labels=3"):
             make_model().train(mode)(**make_batch(), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("labels", "settings"),
+    [
+        (torch.zeros(12), {}),
+        (torch.zeros(12, 3, dtype=torch.long), {}),
+        (torch.zeros(11, dtype=torch.long), {}),
+        (torch.zeros(12, dtype=torch.long), {"problem_type": "multi_label_classification"}),
+        (torch.zeros(12, 2), {"problem_type": "multi_label_classification"}),
+        (torch.zeros(12, 3), {"num_labels": 1}),
+    ],
+)
+def test_labels_of_another_kind(labels, settings):
+    with pytest.raises(ValueError, match=r"`labels` (are|have the shape).*problem_type"):
+        make_model(**settings)(**make_batch(), labels=labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    ("shape", "settings", "target"),
+    [
+        ((12,), {}, torch.long),
+        ((12, 1), {}, torch.long),
+        ((12, 3), {"problem_type": "multi_label_classification"}, torch.float),
+        ((12,), {"num_labels": 1}, torch.float),
+    ],
+)
+def test_labels_are_cast_to_what_the_loss_takes(dtype, shape, settings, target):
+    model, labels = make_model(**settings), (torch.arange(12 * shape[-1] if len(shape) > 1 else 12) % 2).view(shape)
+    expected = make_stock(model)(**make_batch(), labels=labels.to(target)).loss
+    assert model(**make_batch(), labels=labels.to(dtype)).loss == expected
+
+
+@pytest.mark.parametrize("name", ["input_ids", "token_type_ids"])
+@pytest.mark.parametrize("value", [100, -1])
+def test_ids_that_the_model_does_not_know(name, value):
+    model, batch = make_model(), make_batch()
+    batch.setdefault(name, torch.zeros_like(batch["input_ids"]))[3, 1] = value
+    for part in (model, model.base_model):
+        with pytest.raises(ValueError, match=f"`{name}`.*{value}.*tokenizer that belongs"):
+            part(**batch)
 
 
 def test_ignored_labels():

@@ -86,6 +86,27 @@ def test_both_stages_with_checkpointing(family, tmp_path):
     assert model.config.off_ramps_trained
 
 
+def test_the_configuration_switches_checkpointing_on(family):
+    model = make_model(family, gradient_checkpointing=True)
+    new = hasattr(model, "is_activation_checkpointing")
+    assert model.is_activation_checkpointing if new else model.is_gradient_checkpointing
+    assert not hasattr(model.config, "gradient_checkpointing")  # as in stock models: it is not saved
+
+
+def test_one_backbone_is_initialised(family, monkeypatch):
+    config, parts, devices = make_model(family).config, find_family(family, family), []
+    reset = torch.nn.Linear.reset_parameters
+
+    def counted(linear):
+        devices.append(linear.weight.device.type)
+        reset(linear)
+
+    monkeypatch.setattr(torch.nn.Linear, "reset_parameters", counted)
+    model = parts.classifier(config)
+    assert 0 < devices.count("cpu") <= sum(isinstance(module, torch.nn.Linear) for module in model.modules())
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
 @pytest.mark.gradients
 def test_lora_in_stage_1(family, tmp_path):
     peft = pytest.importorskip("peft")

@@ -208,7 +208,7 @@ class OnnxEarlyExitModel(PreTrainedModel):
         """
         targets = as_tensor("labels", labels)
         if targets is not None:
-            check_labels(targets, self.config, training=False)
+            targets = check_labels(targets, self.config, len(input_ids), training=False)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
         plan = self.make_plan(
             early_exit_entropy=early_exit_entropy,

@@ -12,7 +12,7 @@ from ..processes import shared_state
 from .predictions import Answers, Prediction, Predictions, label_names, predictions_of
 from .prefetch import Prefetch
 from .scheduler import Scheduler
-from .tokenizing import RowReader
+from .tokenizing import RowReader, rows_of
 
 
 class EarlyExitPredictor:
@@ -110,7 +110,8 @@ class EarlyExitPredictor:
             items:
                 A list, data set or iterator of texts, pairs of texts, mappings with `text` (and `text_pair`), or
                 encoded mappings with `input_ids` (and so on; padding is cut off, columns that the model does not take
-                are ignored). With several processes it needs a length and places.
+                are ignored), or a pandas data frame of such columns. With several processes it needs a length and
+                places.
             batch_size (`int`, *optional*):
                 Instead of the predictor's.
             early_exit_entropy (`float` or `list[float]`, *optional*):
@@ -141,6 +142,7 @@ class EarlyExitPredictor:
             "exit_criterion": exit_criterion,
             "exit_layer": exit_layer,
         }
+        items = rows_of(items)
         settings = self._settings(items, batch_size, exits, text_column, errors)
         state = shared_state()
         rank, world = (0, 1) if state is None else (state.process_index, state.num_processes)
@@ -200,6 +202,7 @@ class EarlyExitPredictor:
             "exit_criterion": exit_criterion,
             "exit_layer": exit_layer,
         }
+        items = rows_of(items)
         settings = self._settings(items, batch_size, exits, text_column, errors)
         return self._stream(items, in_order, errors, settings)
 

@@ -204,6 +204,23 @@ class RowReader:
         )
 
 
+def rows_of(items: Any) -> Any:
+    """
+    The rows of a table, which iterates over its column names: a pandas data frame's as mappings; other items stay.
+
+    Raises:
+        ValueError: for other tables.
+    """
+    if not hasattr(items, "columns"):
+        return items
+    if not hasattr(items, "iterrows"):
+        raise ValueError(
+            f"`items` is a table ({type(items).__name__}), which iterates over its columns: give its rows, for "
+            "example `items.to_pylist()` or `items.to_dicts()`."
+        )
+    return items.to_dict("records")
+
+
 def integers(name: str, values: Any) -> torch.Tensor:
     """Values as an int64 tensor on the CPU."""
     tensor = torch.as_tensor(values)

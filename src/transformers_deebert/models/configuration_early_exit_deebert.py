@@ -3,15 +3,26 @@
 import math
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from .exit_criteria_deebert import check_thresholds, read_criterion
+from huggingface_hub.errors import StrictDataclassError
+
+from .exit_criteria_deebert import check_threshold_values, check_thresholds, read_criterion
 
 
 OFF_RAMP_POOLINGS = ("cls", "mean", "attention")
 OFF_RAMP_HEADS = ("pooler", "linear")
+# Fields that are numbers or lists of numbers: arrays, tuples and numpy numbers are turned into what JSON has.
+PLAIN_FIELDS = ("early_exit_entropy", "exit_criterion", "exit_layer", "off_ramp_layers", "off_ramp_temperatures")
 # Logits are divided in float32 or less: what it cannot hold would be a division by 0 or by infinity.
 TEMPERATURE_RANGE = (2.0**-126, 2.0**127)
+
+
+def to_plain(value):
+    """Numbers and lists of numbers as JSON has them, from tuples, numpy numbers, arrays and tensors."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return [to_plain(one) for one in value] if isinstance(value, (list, tuple, range)) else value
 
 
 def check_temperatures(value, num_off_ramps: int) -> tuple[float, ...]:
@@ -125,15 +136,16 @@ class EarlyExitConfigMixin:
             own head has none, so the full depth is that of the stock model. `None`: all are 1.
     """
 
-    early_exit_entropy: float | int | list[float | int] | None = None
-    exit_criterion: dict | None = None
-    exit_layer: int | None = None
+    # `Any`: [`__setattr__`] takes what calls take, and checks it.
+    early_exit_entropy: Any = None
+    exit_criterion: Any = None
+    exit_layer: Any = None
     output_off_ramp_logits: bool = False
-    off_ramp_layers: list[int] | None = None
+    off_ramp_layers: Any = None
     off_ramp_pooling: str = "cls"
     off_ramp_head: str = "pooler"
     off_ramps_trained: bool = False
-    off_ramp_temperatures: list[float | int] | None = None
+    off_ramp_temperatures: Any = None
 
     # Whether other early-exit implementations wrote checkpoints of the family, and model types that they gave them.
     other_layouts = False
@@ -141,6 +153,15 @@ class EarlyExitConfigMixin:
 
     # Extra outputs that Trainer would otherwise gather as predictions.
     keys_to_ignore_at_inference = ["exit_layers", "off_ramp_logits"]
+
+    def __setattr__(self, name, value):
+        if value is not None and name in PLAIN_FIELDS:
+            value = to_plain(value)
+            if name == "early_exit_entropy":
+                check_threshold_values(value, name)
+            elif name == "exit_criterion":
+                value = read_criterion(value, "config.exit_criterion").to_dict()
+        super().__setattr__(name, value)
 
     @property
     def exit_layers(self):
@@ -164,15 +185,17 @@ class EarlyExitConfigMixin:
         return math.log(self.num_labels)
 
     @classmethod
-    def get_config_dict(cls, *args, **kwargs):
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        kwargs["read_from"] = str(pretrained_model_name_or_path)
         # A plain checkpoint of the family is a valid start, so its model type is not worth a warning.
-        config, kwargs = super().get_config_dict(*args, **kwargs)
         if config.get("model_type") in (cls.backbone_type, *cls.other_types):
             config["model_type"] = cls.model_type
         return config, kwargs
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
+        place = kwargs.pop("read_from", kwargs.get("name_or_path"))
         # Off-ramps that are made to read something else than what they were trained on are untrained, and
         # temperatures are fitted to trained ones.
         for name in ("off_ramp_pooling", "off_ramp_head"):
@@ -181,7 +204,13 @@ class EarlyExitConfigMixin:
                 kwargs.setdefault("off_ramp_temperatures", None)
         if "off_ramp_layers" in kwargs and config_dict.get("model_type") == cls.model_type:
             config_dict = cls.with_off_ramp_layers(config_dict, kwargs["off_ramp_layers"])
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except (StrictDataclassError, ValueError) as error:  # the former is no ValueError
+            cause = error.__cause__ if isinstance(error, StrictDataclassError) else error
+            raise ValueError(
+                f"The configuration{f' of {place!r}' if place else ''} cannot be used: {cause}"
+            ) from error
 
     @classmethod
     def with_off_ramp_layers(cls, config_dict, off_ramp_layers):
@@ -230,9 +259,7 @@ class EarlyExitConfigMixin:
         if self.early_exit_entropy is not None:
             check_thresholds(self.early_exit_entropy, off_ramps)
         if self.exit_criterion is not None:
-            criterion = read_criterion(self.exit_criterion, "config.exit_criterion")
-            criterion.to_dict()  # refuses what cannot be saved
-            check_thresholds(criterion.threshold, off_ramps, "config.exit_criterion")
+            check_thresholds(self.exit_criterion["threshold"], off_ramps, "config.exit_criterion")
         if self.exit_layer is not None:
             check_exit_layer(self.exit_layer, self.exit_layers)
         if self.off_ramp_temperatures is not None:

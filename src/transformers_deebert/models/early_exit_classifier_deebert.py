@@ -9,7 +9,7 @@ from .exit_plan_deebert import ExitPlan, call_temperatures
 from .exit_scores_deebert import ExitCandidate
 from .inputs_deebert import check_labels
 from .layer_state_deebert import LayerState
-from .loading_deebert import EarlyExitLoading
+from .loading_deebert import EarlyExitLoading, postponed_checkpointing
 from .outputs_deebert import EarlyExitSequenceClassifierOutput
 
 
@@ -25,8 +25,14 @@ class EarlyExitClassifier(EarlyExitLoading):
     has_head = True
 
     def __init__(self, config):
-        super().__init__(config)
-        setattr(self, self.base_model_prefix, self.backbone_class(config, **self.backbone_kwargs))
+        device = torch.get_default_device()
+        with postponed_checkpointing(config):
+            # The stock class makes a backbone that is replaced: on "meta" it takes neither memory nor time.
+            with torch.device("meta"):
+                super().__init__(config)
+            setattr(self, self.base_model_prefix, None)
+            self.to_empty(device=device)  # the head, whose weights are initialised below
+            setattr(self, self.base_model_prefix, self.backbone_class(config, **self.backbone_kwargs))
         self.post_init()
 
     def classify(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -138,7 +144,8 @@ class EarlyExitClassifier(EarlyExitLoading):
             others = (input_ids, inputs_embeds, labels, early_exit_entropy, exit_criterion, exit_layer)
             return self.answer_off_ramp_inputs(off_ramp_inputs, alone=all(other is None for other in others))
         if labels is not None:
-            check_labels(labels, self.config, self.training)
+            rows = len(input_ids if inputs_embeds is None else inputs_embeds)
+            labels = check_labels(labels, self.config, rows, self.training)
         output = self.base_model.run(
             self,
             {

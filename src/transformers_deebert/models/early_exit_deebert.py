@@ -13,9 +13,9 @@ from transformers.utils.output_capturing import capture_outputs
 from .exit_loop_deebert import LayerRunner, LoopOutput, run_call
 from .exit_plan_deebert import ExitPlan, make_exit_plan
 from .exit_scores_deebert import ExitCandidate
-from .inputs_deebert import check_mask, check_tokens
+from .inputs_deebert import check_ids, check_mask, check_tokens
 from .layer_state_deebert import LayerState, is_left_aligned, rotate_columns, rotation
-from .loading_deebert import EarlyExitLoading
+from .loading_deebert import EarlyExitLoading, postponed_checkpointing
 from .off_ramps_deebert import OffRamp, OffRampPooler, init_off_ramp
 from .outputs_deebert import EarlyExitModelOutput, select_states
 
@@ -46,8 +46,9 @@ class EarlyExitBackbone(EarlyExitLoading):
         # transformers validates a configuration when it is made, not when `from_pretrained` changes it.
         config.validate_off_ramps()
         config.validate_exit_defaults()
-        super().__init__(config, *args, **kwargs)
-        self.off_ramps = nn.ModuleList(self.make_off_ramp(config) for _ in config.exit_layers[:-1])
+        with postponed_checkpointing(config):
+            super().__init__(config, *args, **kwargs)
+            self.off_ramps = nn.ModuleList(self.make_off_ramp(config) for _ in config.exit_layers[:-1])
         self.post_init()
 
     @torch.no_grad()
@@ -122,6 +123,9 @@ class EarlyExitBackbone(EarlyExitLoading):
             every row is known to start in column 0.
         """
         tokens = check_tokens(input_ids, inputs_embeds)
+        check_ids("input_ids", input_ids, self.vocabulary())
+        if "token_type_ids" in self.embedding_inputs:
+            check_ids("token_type_ids", inputs.get("token_type_ids"), self.config.type_vocab_size)
         rows, width = tokens.shape[:2]
         limit = self.max_tokens()
         if limit is not None and width > limit and inputs.get("position_ids") is None:

@@ -32,17 +32,60 @@ def check_mask(attention_mask, tokens: torch.Tensor) -> torch.Tensor:
     return attention_mask.ne(0).long()
 
 
-def check_labels(labels: torch.Tensor, config, training: bool) -> None:
+def check_ids(name: str, ids, size: int | None) -> None:
     """
-    Raises `ValueError` for class indices out of range (-100 is ignored by the loss). On an accelerator a training step
-    is not held up for that: the loss has its own assertion there.
+    Raises `ValueError` for ids of tokens or segments that a table of `size` rows does not hold. Accelerators are not
+    held up for that: their kernels have assertions of their own.
     """
-    if torch.compiler.is_compiling() or (training and labels.device.type != "cpu"):
+    if ids is None or not size or ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return
-    if config.problem_type not in (None, "single_label_classification") or config.num_labels < 2:
-        return
-    if labels.is_floating_point() or not labels.numel():
-        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"`{name}` lie between {low} and {high}, but the model knows 0 … {size - 1}: use the tokenizer that "
+            "belongs to the model (and `resize_token_embeddings` where tokens were added)."
+        )
+
+
+def check_labels(labels: torch.Tensor, config, rows: int, training: bool) -> torch.Tensor:
+    """
+    The labels as the loss of the model's kind of problem takes them: class indices int64 `(rows,)`; for several labels
+    float `(rows, num_labels)`; for regression float. Where the configuration has no `problem_type`, it follows from
+    `num_labels` and the labels, as in the stock models.
+
+    Raises:
+        ValueError: for another type or shape, and for class indices out of range (-100 is ignored by the loss). On an
+            accelerator a training step is not held up for the range: the loss has its own assertion there.
+    """
+    size, problem = config.num_labels, config.problem_type
+    matrix = labels.dim() == 2 and labels.shape[1] == size
+    if problem is None:
+        several = matrix and (labels.is_floating_point() or labels.dtype == torch.bool)
+        problem = (
+            "regression" if size == 1 else "multi_label_classification" if several else "single_label_classification"
+        )
+    one_each = problem == "single_label_classification" or (problem == "regression" and size == 1)
+    if labels.shape[:1] != (rows,) or not (labels.numel() == rows if one_each else matrix):
+        shape = (rows,) if one_each else (rows, size)
+        raise ValueError(
+            f"`labels` have the shape {tuple(labels.shape)}, but {problem} of {rows} rows needs {shape}: give one "
+            "label a row, or set `config.problem_type` to the kind of problem that they are for."
+        )
+    if problem != "single_label_classification":
+        return labels if labels.is_floating_point() else labels.float()
+    if labels.is_floating_point():
+        raise ValueError(
+            f"`labels` are {labels.dtype}, but {problem} needs class indices: give whole numbers, or set "
+            "`config.problem_type`."
+        )
+    labels = labels.long()
+    if not (torch.compiler.is_compiling() or (training and labels.device.type != "cpu")):
+        check_range(labels, config)
+    return labels
+
+
+def check_range(labels: torch.Tensor, config) -> None:
+    """Raises `ValueError` for class indices out of range."""
     wrong = labels[(labels != -100) & ((labels < 0) | (labels >= config.num_labels))]
     if wrong.numel():
         raise ValueError(

@@ -3,6 +3,8 @@ Checkpoints. Loading: plain ones as a start, early-exit ones whole or not at all
 with the code that others need to load them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 
 from transformers import PreTrainedConfig
@@ -14,6 +16,18 @@ from .pipeline_deebert import PIPELINE_CODE
 
 # Fields of a configuration that have one number for each off-ramp, or name one.
 EXIT_DEFAULTS = ("early_exit_entropy", "exit_criterion", "exit_layer", "off_ramp_temperatures")
+
+
+@contextmanager
+def postponed_checkpointing(config) -> Iterator[None]:
+    """
+    `config.gradient_checkpointing` is honoured, once and for all, by the first `post_init` that sees it: not that of a
+    stock class while it is being made, before the loop that does the checkpointing is there.
+    """
+    wanted = vars(config).pop("gradient_checkpointing", None)
+    yield
+    if wanted is not None:
+        config.gradient_checkpointing = wanted
 
 
 class EarlyExitLoading:

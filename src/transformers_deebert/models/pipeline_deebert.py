@@ -1,6 +1,11 @@
 """Text classification pipeline with early exit."""
 
-from transformers import TextClassificationPipeline
+import inspect
+import os
+from difflib import get_close_matches
+from threading import Lock
+
+from transformers import PreTrainedTokenizerBase, TextClassificationPipeline
 
 from .exit_plan_deebert import given_settings, make_exit_plan
 from .outputs_deebert import EarlyExitSequenceClassifierOutput
@@ -8,6 +13,9 @@ from .outputs_deebert import EarlyExitSequenceClassifierOutput
 
 # What configurations call the class below: its file in a repository, and its name.
 PIPELINE_CODE = "pipeline_deebert.EarlyExitTextClassificationPipeline"
+# Truncation and padding are state of a fast tokenizer, set by one call and read by the next step of it: threads take
+# turns. One lock a process, because a forked one must not inherit a lock that a thread holds.
+TOKENIZER_LOCKS: dict[int, Lock] = {}
 
 
 class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
@@ -65,6 +73,7 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
             super().check_model_type(supported_models)
 
     def _sanitize_parameters(self, early_exit_entropy=None, exit_criterion=None, exit_layer=None, **kwargs):
+        self.check_names(kwargs)
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         settings = {
             "early_exit_entropy": early_exit_entropy,
@@ -83,6 +92,27 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
         make_exit_plan(self.model.config, False, **given)  # refuses what is out of range
         # All or none: one of a call replaces another that the pipeline was made with.
         return preprocess, forward | settings, postprocess
+
+    def check_names(self, arguments):
+        """Raises `ValueError` for arguments that neither the pipeline nor its tokenizer knows."""
+        own = inspect.signature(EarlyExitTextClassificationPipeline._sanitize_parameters).parameters
+        stock = inspect.signature(TextClassificationPipeline._sanitize_parameters).parameters
+        known = {*own, *stock, *inspect.signature(PreTrainedTokenizerBase.__call__).parameters}
+        known |= {*inspect.signature(type(self.tokenizer).__call__).parameters} - {
+            "self",
+            "kwargs",
+            "tokenizer_kwargs",
+        }
+        for name in sorted(set(arguments) - known):
+            near = get_close_matches(name, known, 1)
+            raise ValueError(
+                f"`{name}` ({arguments[name]!r}) is no argument of this pipeline or its tokenizer"
+                f"{f': do you mean `{near[0]}`?' if near else ': leave it out.'}"
+            )
+
+    def preprocess(self, inputs, **tokenizer_kwargs):
+        with TOKENIZER_LOCKS.setdefault(os.getpid(), Lock()):
+            return super().preprocess(inputs, **tokenizer_kwargs)
 
     def _forward(self, model_inputs, **settings):
         if not self.exits_early:

@@ -110,9 +110,9 @@ class MultiExitTrainer(StageTrainer):
     def loss_of_batch(self, outputs, targets, num_items_in_batch=None) -> torch.Tensor:
         """What Trainer calls; `targets` are the labels and the head's logits where those are cached."""
         labels, head = targets
-        if labels is not None:
-            check_labels(labels, self.early_exit_model.config, self.model.training)
         off_ramps = outputs.off_ramp_logits[: len(self.early_exit_model.base_model.off_ramps)]
+        if labels is not None:
+            labels = check_labels(labels, self.early_exit_model.config, len(off_ramps[0]), self.model.training)
         head = outputs.logits if head is None else head
         return self.combined_loss(off_ramps, head, labels, num_items_in_batch=num_items_in_batch)
 

@@ -148,7 +148,7 @@ class StageTrainer(Trainer):
     def check_batch(self, name: str, batch: Mapping) -> None:
         """Raises `ValueError` for a batch of the data set `name` that cannot be trained on or evaluated."""
         if batch.get("labels") is not None:
-            check_labels(batch["labels"], self.early_exit_model.config, training=False)
+            check_labels(batch["labels"], self.early_exit_model.config, len(batch["labels"]), training=False)
         # A model that is sharded or offloaded is not where its batches go before training has begun.
         if next(self.model.parameters()).device == self.args.device:
             self.prediction_step(self.model, dict(batch), prediction_loss_only=True)
