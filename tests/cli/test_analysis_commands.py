@@ -240,6 +240,10 @@ def test_exits_are_kept(command, place, tmp_path, capsys):
     os.utime(weights, (1, 1))
     assert main(base) == 2
     assert "files that have changed since" in capsys.readouterr().err
+    shutil.copy2(place / "exits" / "model.safetensors", weights)
+    (tmp_path / "exits" / "vocab.txt").write_text("other")
+    assert main(base) == 2
+    assert "files that have changed since" in capsys.readouterr().err
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
     assert main([*base[:-2], f"{tmp_path}/other"]) == 2
@@ -269,16 +273,75 @@ def test_damaged_and_unfinished_tables(place, tmp_path, capsys):
     base = ["sweep", f"{place}/exits", f"{place}/validation.jsonl", "--table", f"{tmp_path}/table", "--json"]
     assert main(base) == 0
     first = capsys.readouterr().out
-    for name, text in (("source.json", '{"x'), ("source.json", "[]"), ("exits.json", "{"), ("exits.arrow", "ARROW1")):
+    arrow = (tmp_path / "table" / "exits.arrow").read_bytes()
+    zeroed = arrow[:1000] + bytes(300) + arrow[1300:]
+    for name, content in (
+        ("source.json", b'{"x'),
+        ("source.json", b"[]"),
+        ("exits.json", b"{"),
+        ("exits.arrow", b"ARROW1"),
+        ("exits.arrow", zeroed),
+    ):
         kept = (tmp_path / "table" / name).read_bytes()
-        (tmp_path / "table" / name).write_text(text)
+        (tmp_path / "table" / name).write_bytes(content)
         assert main(base) == 2
         assert "is damaged" in capsys.readouterr().err
         (tmp_path / "table" / name).write_bytes(kept)
-    for name in ("source.json", "exits.arrow"):  # as a run leaves it that was killed
-        (tmp_path / "table" / name).unlink()
+    source = tmp_path / "table" / "source.json"
+    source.write_text(
+        json.dumps({key: value for key, value in json.loads(source.read_text()).items() if key != "sha256"})
+    )
+    assert main(base) == 0  # as a run leaves it that was killed
+    seen = capsys.readouterr()
+    assert "not finished" in seen.err
+    assert seen.out == first
+
+
+def test_odd_checkpoints(place, tmp_path, capsys):
+    shutil.copytree(place / "exits", tmp_path / "exits")
+    config, tokenizer = tmp_path / "exits" / "config.json", tmp_path / "exits" / "tokenizer.json"
+    settings = json.loads(config.read_text())
+    base = ["sweep", f"{tmp_path}/exits", f"{place}/validation.jsonl"]
+    config.write_text(json.dumps(settings | {"label2id": None}))
     assert main(base) == 0
-    assert capsys.readouterr().out == first
+    capsys.readouterr()
+    for change, message in (
+        ({"early_exit_entropy": float("nan")}, "early_exit_entropy"),
+        ({"label2id": {"positive": 0, "negative": 1}}, "contradict"),
+    ):
+        config.write_text(json.dumps(settings | change))
+        assert main(base) == 2
+        assert message in one_line(capsys.readouterr().err)
+    config.write_text(json.dumps(settings))
+    kept = tokenizer.read_text()
+    words = json.loads(kept)
+    words["model"]["vocab"]["film"] = 999
+    tokenizer.write_text(json.dumps(words))
+    assert main(base) == 2
+    assert "use the tokenizer that belongs to the model" in one_line(capsys.readouterr().err)
+    tokenizer.write_text(kept[:200])
+    assert main(base) == 2
+    assert "tokenizer.json is damaged" in one_line(capsys.readouterr().err)
+
+
+def test_rows_that_are_skipped(place, tmp_path, capsys):
+    rows = [json.loads(line) for line in Path(f"{place}/validation.jsonl").read_text().splitlines()]
+    rows[3]["text"], rows[5]["label"] = None, "unknown"
+    for row in rows:
+        row["label"] = str(row["label"])
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    base = ["sweep", f"{place}/exits", f"{tmp_path}/rows.jsonl"]
+    assert main(base) == 2
+    assert "--skip-invalid" in capsys.readouterr().err
+    assert main([*base, "--skip-invalid"]) == 0
+    error = capsys.readouterr().err
+    assert "1 of 120 rows are skipped: no text in text (rows 4)" in error
+    assert "1 of 119 rows are skipped: their label is none of the model's (rows 5)" in error
+
+
+def one_line(error):
+    (line,) = [line for line in error.splitlines() if line.startswith("deebert: ") and "rows; texts" not in line]
+    return line
 
 
 def test_report(command, tmp_path, capsys):

@@ -7,6 +7,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
+from transformers_deebert import collect_exits
 from transformers_deebert.cli.data import encode_rows, load_rows
 from transformers_deebert.cli.labels import class_indices
 from transformers_deebert.cli.model import load_model
@@ -46,6 +47,51 @@ def config(names=None):
 )
 def test_labels(values, names, expected):
     assert class_indices(values, None, config(names)) == expected
+
+
+@pytest.mark.parametrize("label2id", [None, {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}])
+def test_names_come_from_id2label(label2id):
+    settings = config(NAMES)
+    settings.label2id = label2id
+    assert class_indices(["Positive", "negative", 1], None, settings) == [2, 0, 1]
+    model = make_model()
+    model.config.id2label, model.config.label2id = dict(enumerate(NAMES)), label2id
+    table = collect_exits(model, [{"input_ids": [5, 6], "labels": 1}], progress=False)
+    assert table.label_names == tuple(NAMES)
+
+
+@pytest.mark.parametrize("label2id", [{"negative": 1, "neutral": 0, "Positive": 2}, {"other": 0}, {"negative": 7}])
+def test_names_that_contradict_each_other(label2id):
+    settings = config(NAMES)
+    settings.label2id = label2id
+    with pytest.raises(ValueError, match="`config.label2id` gives .* contradict each other"):
+        class_indices(["negative"], None, settings)
+
+
+STARS = ["1 star", "2 stars", "3 stars", "4 stars", "5 stars"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 5, 2], [0, 4, 1]),
+        (["5", "4.0", -1], [4, 3, -100]),
+        ([0, 4, 1], [0, 4, 1]),
+        (["2 stars", "1 Star"], [1, 0]),
+    ],
+)
+def test_numbers_in_class_names(values, expected):
+    assert class_indices(values, None, config(STARS)) == expected
+
+
+def test_numbers_that_may_be_indices_or_names():
+    with pytest.raises(ValueError, match=r"labels 1, 2, 4 may be indices, or .* class names \('1 star', .*write"):
+        class_indices([1, 2, 4, 4], None, config(STARS))
+
+
+def test_unknown_labels_that_are_skipped(capsys):
+    assert class_indices([0, 9, "x", 2], None, config(), skip_unknown=True) == [0, -100, -100, 2]
+    assert "2 of 4 rows are skipped: their label is none of the model's (rows 2, 3)" in capsys.readouterr().err
 
 
 def test_minus_one_is_no_class():

@@ -1,8 +1,7 @@
 """Rows of every kind of source, and what is said of those that cannot be read."""
 
-import os
-
 import datasets
+import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
@@ -247,4 +246,29 @@ def test_class_names_come_along_in_parquet(tmp_path):
     rows = Dataset.from_dict({"text": ["a"], "label": [1]}, features=features)
     loaded = load_rows(write(rows, tmp_path / "rows.parquet"))
     assert loaded.features["label"].names == ["bad", "good"]
-    assert os.listdir(tmp_path / "cache")  # not the user's own
+    assert not (tmp_path / "cache").exists()  # users' rows are copied nowhere
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.jsonl", '{"text": "a", "label": 1, "my meta": {"x": 1}}\n{"text": "b", "label": 0, "my meta": "y"}\n'),
+        ("rows.csv", "text,label,,,\na,1,,,\nb,0,,x,\n,,,,\n"),
+    ],
+)
+def test_columns_and_rows_that_nothing_needs(name, text, tmp_path, capsys):
+    (tmp_path / name).write_text(text)
+    assert load_rows(str(tmp_path / name))[:] == {"text": ["a", "b"], "label": [1, 0]}
+    if name == "rows.jsonl":
+        assert "column 'my meta'" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="column 'my meta' .* dict at first, str in row 2"):
+            load_rows(str(tmp_path / name), needed=["my meta"])
+
+
+def test_a_parquet_column_of_maps(tmp_path, capsys):
+    maps = pyarrow.array([[("x", 1)], []], pyarrow.map_(pyarrow.string(), pyarrow.int64()))
+    pyarrow.parquet.write_table(
+        pyarrow.table({"text": ["a", "b"], "label": [1, 0], "meta": maps}), tmp_path / "rows.parquet"
+    )
+    assert load_rows(str(tmp_path / "rows.parquet"))[:] == {"text": ["a", "b"], "label": [1, 0]}
+    assert "column 'meta'" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from ..models.configuration_early_exit_deebert import class_names
 from ..models.exit_criteria_deebert import ExitCriterion, read_criterion
 from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score
 from ..processes import shared_state
@@ -83,7 +84,7 @@ def collect_exits(
             "map-style, so that they can share it out."
         )
     taken = {*data_columns(model), "label"}
-    names = [str(config.id2label[label]) for label in range(config.num_labels)]
+    names = class_names(config)
     text = "Exits" if progress and rank == 0 else None
     if loader:
         windows = _run_batches(model, dataset, text, own_score)

@@ -1,5 +1,6 @@
 """Labelled rows: from a file, a folder or the Hub to what a model takes."""
 
+import itertools
 import re
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ def load_rows(
     max_rows: int | None = None,
     seed: int = 0,
     splits: Sequence[str] = SPLITS,
+    needed: Sequence[str] = (),
 ) -> "Dataset":
     """
     The rows of a data set.
@@ -55,6 +57,8 @@ def load_rows(
             Of the sample.
         splits (`Sequence[str]`, *optional*):
             Which splits to look for without `split`, in order.
+        needed (`Sequence[str]`, *optional*):
+            Columns of a file that have to be of one type, besides those with usual names for texts and labels.
 
     Returns:
         `datasets.Dataset`, in no particular format.
@@ -71,7 +75,7 @@ def load_rows(
         if split is not None:
             raise ValueError(f"The file {source!r} has no splits: leave out `--split` ({split!r}).")
         hide_bars()
-        rows = read_file(path)
+        rows = read_file(path, {*needed, *LABELS, *itertools.chain(*TEXTS)})
     else:
         hide_bars()
         if path.is_dir():
@@ -207,6 +211,7 @@ def encode_rows(
     tokenizer: Any,
     model: Any,
     max_length: int | None = None,
+    skip_unknown: bool = False,
 ) -> "Dataset":
     """
     What a model takes of every row, in their order.
@@ -219,6 +224,7 @@ def encode_rows(
         model: An early-exit classifier.
         max_length (`int`, *optional*): Tokens to cut longer rows to, whose number is told on stderr; as many as model
             and tokenizer take by default.
+        skip_unknown (`bool`, *optional*, defaults to `False`): Count labels that are none of the model's as missing.
 
     Returns:
         `datasets.Dataset` with the tokenizer's columns, not padded, and `labels`: class indices, -100 for no label
@@ -231,7 +237,7 @@ def encode_rows(
     labels = None
     if label_column is not None:
         names = getattr(rows.features[label_column], "names", None)
-        labels = class_indices(rows[label_column][:], names, model.config)
+        labels = class_indices(rows[label_column][:], names, model.config, skip_unknown)
     limit = token_limit(tokenizer, model, max_length, pair=len(columns) == 2)
 
     def encode(batch: dict[str, list], indices: list[int]) -> dict[str, Any]:
@@ -262,12 +268,27 @@ def encode_rows(
     return encoded if labels is None else encoded.add_column("labels", labels)
 
 
+def without_invalid(rows: "Dataset", columns: Sequence[str]) -> "Dataset":
+    """The rows that have a text in all of these columns; how many have none is reported on stderr."""
+    valid = [
+        all(isinstance(cell, str) for cell in cells)
+        for cells in zip(*(rows[name][:] for name in columns), strict=True)
+    ]
+    invalid = [row for row, fine in enumerate(valid, start=1) if not fine]
+    if not invalid:
+        return rows
+    if len(invalid) == len(rows):
+        raise ValueError(f"No row has a text in {listed(columns)}: name other columns with `--text-columns`.")
+    note(f"{len(invalid)} of {len(rows)} rows are skipped: no text in {listed(columns)} (rows {listed(invalid)}).")
+    return rows.select([row for row, fine in enumerate(valid) if fine])
+
+
 def check_texts(cells: list, name: str, indices: Sequence[int]) -> list[str]:
     for cell, index in zip(cells, indices, strict=True):
         if not isinstance(cell, str):
             raise ValueError(
-                f"Row {index + 1} has {cell!r:.80} in the column {name!r}, where a text should be: mend the row, or "
-                "name other columns with `--text-columns`."
+                f"Row {index + 1} has {cell!r:.80} in the column {name!r}, where a text should be: fix the row, "
+                "leave such rows out with `--skip-invalid`, or name other columns with `--text-columns`."
             )
     return cells
 

@@ -1,6 +1,7 @@
 """The exit table of a checkpoint on data: collected, or read again from where it was kept."""
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from ..analysis.exit_table import ExitTable
 
 SOURCE_FILE = "source.json"
+# What commands write beside a checkpoint; no exit depends on it.
+PAGES = ("config.json", "README.md", "numbers.json", "report.html", "trade_off.png")
+EXIT_DEFAULTS = ("early_exit_entropy", "exit_criterion", "exit_layer")
 # Options that the exits depend on.
 DEPENDS_ON = (
     "checkpoint",
@@ -22,6 +26,7 @@ DEPENDS_ON = (
     "split",
     "text_columns",
     "label_column",
+    "skip_invalid",
     "max_rows",
     "max_length",
     "revision",
@@ -72,9 +77,11 @@ def read_exits(options: argparse.Namespace, need_inputs: bool = False, columns: 
         if inputs is not None and name not in inputs.rows.column_names:
             raise ValueError(f"No column {name!r} for `--slice-by`: there are {listed(inputs.rows.column_names)}.")
     if table is None and inputs is not None:
+        if folder is not None:  # a run that is stopped leaves a table without checksums, which is made again
+            write_source(folder, source)
         table = collect(options, inputs, folder)
         if folder is not None:
-            (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2), encoding="utf-8")
+            write_source(folder, source | {"sha256": checksums(folder)})
     if table is None:
         raise AssertionError("neither kept nor collected")
     right = float((table.answers[:, -1] == table.labels).mean())
@@ -112,6 +119,11 @@ def read_kept(folder: Path, source: dict[str, Any]) -> "ExitTable | None":
     try:
         kept = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
         changed = [key for key, value in source.items() if kept.get(key) != value]
+        if "sha256" not in kept:
+            note(f"the exits in {folder} were not finished, or kept by an earlier version: they are collected again.")
+            return None
+        if not changed and kept["sha256"] != checksums(folder):
+            raise ValueError("its files are not what was written")
         table = None if changed else ExitTable.load(folder)
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise ValueError(f"{name} is damaged ({first_line(error)}): remove it, or name another folder.") from error
@@ -122,6 +134,24 @@ def read_kept(folder: Path, source: dict[str, Any]) -> "ExitTable | None":
     return table
 
 
+def write_source(folder: Path, source: dict[str, Any]) -> None:
+    (folder / SOURCE_FILE).write_text(json.dumps(source, indent=2), encoding="utf-8")
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of a table."""
+    from ..analysis.exit_table import FACTS_FILE, table_files
+
+    sums = {}
+    for path in [folder / FACTS_FILE, *table_files(folder)]:
+        digest = hashlib.sha256()
+        with open(path, "rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        sums[path.name] = digest.hexdigest()
+    return sums
+
+
 def is_a_terminal() -> bool:
     return sys.stderr.isatty()
 
@@ -130,10 +160,20 @@ def describe_source(options: argparse.Namespace) -> dict[str, Any]:
     """What the exits depend on, with sizes and times of files, so that a change of them shows."""
     source = {name: getattr(options, name) for name in DEPENDS_ON}
     checkpoint, data = Path(options.checkpoint), Path(options.data)
-    files = [path for path in checkpoint.glob("*") if path.suffix == ".safetensors" or "token" in path.name]
+    files = [path for path in checkpoint.glob("*") if path.is_file() and path.name not in PAGES]
     files += [path for path in (data.rglob("*") if data.is_dir() else [data]) if path.is_file()]
     stamps = {str(path): [path.stat().st_size, path.stat().st_mtime_ns] for path in sorted(files)}
-    return source | {"files": stamps, "configuration": configuration_of(checkpoint)}
+    return source | {"files": stamps, "commit": commit_of(options), "configuration": configuration_of(checkpoint)}
+
+
+def commit_of(options: argparse.Namespace) -> str | None:
+    """The commit of a checkpoint on the Hub that is in the cache: a branch may have moved."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if Path(options.checkpoint).is_dir():
+        return None
+    path = try_to_load_from_cache(options.checkpoint, "config.json", revision=options.revision or "main")
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def configuration_of(folder: Path) -> Any:
@@ -143,6 +183,6 @@ def configuration_of(folder: Path) -> Any:
         return None
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        return {name: value for name, value in config.items() if name not in ("early_exit_entropy", "exit_layer")}
+        return {name: value for name, value in config.items() if name not in EXIT_DEFAULTS}
     except (ValueError, AttributeError):
         return None  # loading it will say what is wrong

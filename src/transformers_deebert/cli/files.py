@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .messages import first_line, listed
+from .messages import first_line, listed, note
 
 
 if TYPE_CHECKING:
@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
-def read_file(path: Path) -> "Dataset":
+def read_file(path: Path, needed: Iterable[str]) -> "Dataset":
     """
     The rows of a file. JSON holds one object a line or a list of objects; CSV and TSV have a header, empty cells are
-    null, and a column of numbers alone becomes one of numbers.
+    null, and a column of numbers alone becomes one of numbers. Columns of several types are left out with a note,
+    unless they are among `needed`.
 
     Raises:
-        ValueError: for another suffix, a broken line (with its number), columns of several types, no rows.
+        ValueError: for another suffix, a broken line (with its number), needed columns of several types, no rows.
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
@@ -31,9 +32,9 @@ def read_file(path: Path) -> "Dataset":
         if suffix == ".parquet":
             rows = read_parquet(path)
         elif suffix in (".csv", ".tsv"):
-            rows = make_rows(read_delimited(path), path)
+            rows = make_rows(read_delimited(path), path, needed)
         else:
-            rows = make_rows(read_json(path), path)
+            rows = make_rows(read_json(path), path, needed)
     except UnicodeDecodeError as error:
         raise ValueError(f"{str(path)!r} is not UTF-8 text ({error.reason}): convert it first.") from error
     if len(rows) == 0:
@@ -42,13 +43,21 @@ def read_file(path: Path) -> "Dataset":
 
 
 def read_parquet(path: Path) -> "Dataset":
-    from datasets import Dataset
-    from datasets.exceptions import DatasetsError
+    """In memory: `Dataset.from_parquet` would copy all rows to its cache folder."""
+    import pyarrow.parquet
+    from datasets import Dataset, Features
 
     try:
-        return Dataset.from_parquet(str(path))
-    except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"{str(path)!r} is not a Parquet file ({first_line(error.__cause__ or error)}).") from error
+        table = pyarrow.parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{str(path)!r} is not a Parquet file ({first_line(error)}).") from error
+    for field in table.schema:
+        try:
+            Features.from_arrow_schema(pyarrow.schema([field]))
+        except (ValueError, TypeError, NotImplementedError):
+            note(f"the column {field.name!r} of {path} ({field.type}) is left out: data sets have no such type.")
+            table = table.drop_columns([field.name])
+    return Dataset(table)
 
 
 # ---- JSON
@@ -124,11 +133,12 @@ def read_cells(path: Path, **form: Any) -> dict[str, list]:
         reader = csv.reader(file, **form)
         try:
             header = next(reader, [])
-            if len(set(header)) < len(header):
-                raise ValueError(f"{str(path)!r} has a column name twice ({listed(header)}): rename one.")
-            columns: dict[str, list] = {name: [] for name in header}
+            names = [name for name in header if name]  # spreadsheets leave columns without any at the end
+            if len(set(names)) < len(names):
+                raise ValueError(f"{str(path)!r} has a column name twice ({listed(names)}): rename one.")
+            columns: dict[str, list] = {name: [] for name in names}
             for cells in reader:
-                if not cells:
+                if not any(cells):
                     continue
                 if len(cells) != len(header):
                     raise ValueError(
@@ -136,7 +146,8 @@ def read_cells(path: Path, **form: Any) -> dict[str, list]:
                         f"{len(header)} ({listed(header)}): quote texts that hold the delimiter."
                     )
                 for name, cell in zip(header, cells, strict=True):
-                    columns[name].append(cell or None)
+                    if name:
+                        columns[name].append(cell or None)
         except csv.Error as error:
             raise ValueError(f"Line {reader.line_num} of {str(path)!r} is broken: {error}.") from error
     return {name: as_numbers(cells) for name, cells in columns.items()}
@@ -159,16 +170,21 @@ def as_numbers(cells: list) -> list:
 # ---- rows
 
 
-def make_rows(columns: dict[str, list], path: Path) -> "Dataset":
+def make_rows(columns: dict[str, list], path: Path, needed: Iterable[str]) -> "Dataset":
     import pyarrow
     from datasets import Dataset
 
+    clean = {}
     for name, column in columns.items():
         try:
             pyarrow.array(column)
+            clean[name] = column
         except (pyarrow.ArrowException, OverflowError, ValueError) as error:
-            raise ValueError(f"The column {name!r} of {str(path)!r} {what_is_wrong(column, error)}.") from error
-    return Dataset.from_dict(columns)
+            fault = f"The column {name!r} of {str(path)!r} {what_is_wrong(column, error)}"
+            if name in needed:
+                raise ValueError(f"{fault}.") from error
+            note(f"{fault[0].lower()}{fault[1:]}: it is left out.")
+    return Dataset.from_dict(clean)
 
 
 def what_is_wrong(column: list, error: Exception) -> str:
@@ -178,7 +194,6 @@ def what_is_wrong(column: list, error: Exception) -> str:
     for number, kind in enumerate(kinds, start=1):
         if kind not in (first, type(None)) and {kind, first} != {int, float}:
             return (
-                f"mixes types: {first.__name__} at first, {kind.__name__} in row {number} "
-                f"({column[number - 1]!r:.60}): make them the same"
+                f"mixes types: {first.__name__} at first, {kind.__name__} in row {number} ({column[number - 1]!r:.60})"
             )
     return f"cannot be read: {first_line(error)}"

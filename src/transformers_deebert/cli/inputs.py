@@ -62,6 +62,11 @@ def add_model_and_data_arguments(
         metavar="N",
         help="cut rows to so many tokens; as many as the model takes by default",
     )
+    parser.add_argument(
+        "--skip-invalid",
+        action="store_true",
+        help="leave out rows without a text or with an unknown label, and count them",
+    )
     parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows of one pass (default: 32)")
     parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
     parser.add_argument("--revision", help="branch, tag or commit of CHECKPOINT")
@@ -95,7 +100,9 @@ def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
 
     rows, texts, label = read_rows(options, labelled)
     model, tokenizer = load_model(options.checkpoint, options.revision, options.device)
-    encoded = encode_rows(rows, texts, label if labelled else None, tokenizer, model, options.max_length)
+    encoded = encode_rows(
+        rows, texts, label if labelled else None, tokenizer, model, options.max_length, options.skip_invalid
+    )
     return Inputs(model, tokenizer, rows, encoded)
 
 
@@ -103,11 +110,14 @@ def read_rows(
     options: argparse.Namespace, labelled: bool = True, splits: Sequence[str] | None = None
 ) -> "tuple[Dataset, tuple[str, ...], str | None]":
     """Rows, and the names of their texts and label."""
-    from .data import find_columns, load_rows
+    from .data import find_columns, load_rows, without_invalid
 
     more = {} if splits is None else {"splits": splits}
-    rows = load_rows(options.data, options.split, options.max_rows, options.seed, **more)
+    named = [*(options.text_columns or ()), options.label_column, *(getattr(options, "slice_by", None) or ())]
+    rows = load_rows(options.data, options.split, options.max_rows, options.seed, needed=named, **more)
     texts, label = find_columns(rows, options.text_columns, options.label_column, labelled)
+    if options.skip_invalid:
+        rows = without_invalid(rows, texts)
     note(f"{len(rows)} rows; texts: {listed(texts)}; labels: {label or 'none'}.")
     return rows, texts, label
 
@@ -117,4 +127,4 @@ def encode(options: argparse.Namespace, model: Any, tokenizer: Any, splits: Sequ
     from .data import encode_rows
 
     rows, texts, label = read_rows(options, splits=splits)
-    return encode_rows(rows, texts, label, tokenizer, model, options.max_length)
+    return encode_rows(rows, texts, label, tokenizer, model, options.max_length, options.skip_invalid)

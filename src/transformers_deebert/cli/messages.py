@@ -1,5 +1,6 @@
 """What commands say on stderr: notes and errors, each in one line."""
 
+import re
 import sys
 from collections.abc import Iterable
 
@@ -42,6 +43,6 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
 
 
 def listed(names: Iterable, most: int = 12) -> str:
-    """Names in a message, not all of very many."""
-    names = [str(name) for name in names]
+    """Names in a message, quoted where they are more than a word, and not all of very many."""
+    names = [str(name) if re.fullmatch(r"[\w.:/+-]+", str(name)) else repr(str(name)) for name in names]
     return ", ".join(names[:most]) + (f", … ({len(names)} in all)" if len(names) > most else "")

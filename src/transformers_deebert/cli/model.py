@@ -1,6 +1,8 @@
 """A checkpoint's model and tokenizer."""
 
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +38,7 @@ def load_model(checkpoint: str, revision: str | None = None, device: str | None 
     try:
         config = AutoConfig.from_pretrained(checkpoint, **arguments)
         check_config(config, checkpoint)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, config=config, **arguments)
+        tokenizer = load_tokenizer(checkpoint, config=config, **arguments)
         model = AutoModelForSequenceClassification.from_pretrained(checkpoint, config=config, **arguments)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {checkpoint!r} cannot be loaded: {first_line(error)}") from error
@@ -71,7 +73,7 @@ def load_backbone(
         # A stock configuration may keep our fields without the off-ramps.
         if isinstance(stored, EarlyExitConfigMixin) and stored.off_ramps_trained:
             raise ValueError(f"The checkpoint {checkpoint!r} has trained off-ramps already: see `deebert pick`.")
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False, **arguments)
+        tokenizer = load_tokenizer(checkpoint, trust_remote_code=False, **arguments)
         model, info = from_backbone(checkpoint, output_loading_info=True, **arguments, **settings)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"The checkpoint {checkpoint!r} cannot be loaded: {first_line(error)}") from error
@@ -86,6 +88,28 @@ def load_backbone(
     check_classes(model.config, checkpoint)
     check_tokenizer(tokenizer, checkpoint)
     return model.to(place), tokenizer
+
+
+def load_tokenizer(checkpoint: str, **arguments: Any) -> Any:
+    """The tokenizer; what its parsers raise for a damaged file is of any type, and names no file."""
+    try:
+        return AutoTokenizer.from_pretrained(checkpoint, **arguments)
+    except OSError:
+        raise
+    except Exception as error:
+        damaged = [path.name for path in sorted(Path(checkpoint).glob("*.json")) if not is_json(path)]
+        raise ValueError(
+            f"The tokenizer of {checkpoint!r} cannot be loaded: {listed(damaged) or 'a file'} is damaged "
+            f"({first_line(error)}); copy it from the original again."
+        ) from error
+
+
+def is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
 
 
 def check_config(config: Any, checkpoint: str) -> None:

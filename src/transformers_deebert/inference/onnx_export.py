@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from ..families import find_family_of
+from ..models.configuration_early_exit_deebert import class_names
 from .onnx_folder import NOTES_FILE, SINGLE_FILE, segment_file
 from .onnx_graph import nest_exits, skip_exit
 from .onnx_int8 import quantize_layers
@@ -206,7 +207,7 @@ def write_notes(model: Any, files: list[dict[str, Any]], opset: int, dtype: str,
         "opset": opset,
         "dtype": dtype,
         "layers": config.num_hidden_layers,
-        "labels": [str(config.id2label[label]) for label in range(config.num_labels)],
+        "labels": class_names(config),
         "max_tokens": model.base_model.max_tokens(),
         "off_ramp_temperatures": config.off_ramp_temperatures,
         "segments": [entry for entry in files if entry["file"] != SINGLE_FILE],

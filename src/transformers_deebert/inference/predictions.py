@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from ..models.configuration_early_exit_deebert import class_names
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prediction:
@@ -84,7 +86,7 @@ class Predictions:
                 exit_layers[part.indices] = part.exit_layer
         scores, label_ids = label_scores(logits, config).max(-1)
         label_ids = label_ids.where(exit_layers >= 0, -1)
-        return cls(logits, scores, label_ids, exit_layers, label_names(config), dict(sorted(errors.items())))
+        return cls(logits, scores, label_ids, exit_layers, tuple(class_names(config)), dict(sorted(errors.items())))
 
     @property
     def labels(self) -> list[str | None]:
@@ -128,7 +130,3 @@ def label_scores(logits: torch.Tensor, config: Any) -> torch.Tensor:
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:
         return logits.sigmoid()
     return logits.softmax(-1)
-
-
-def label_names(config: Any) -> tuple[str, ...]:
-    return tuple(str(config.id2label[label]) for label in range(config.num_labels))

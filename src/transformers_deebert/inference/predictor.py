@@ -7,9 +7,10 @@ from contextlib import closing
 from numbers import Integral
 from typing import Any
 
+from ..models.configuration_early_exit_deebert import class_names
 from ..models.exit_plan_deebert import ExitPlan
 from ..processes import shared_state
-from .predictions import Answers, Prediction, Predictions, label_names, predictions_of
+from .predictions import Answers, Prediction, Predictions, predictions_of
 from .prefetch import Prefetch
 from .scheduler import Scheduler
 from .tokenizing import RowReader, rows_of
@@ -279,7 +280,7 @@ class EarlyExitPredictor:
     def _stream(
         self, items: Iterable[Any], in_order: bool, errors: str, settings: tuple[ExitPlan, int, RowReader]
     ) -> Iterator[Prediction]:
-        config, names = self.model.config, label_names(self.model.config)
+        config, names = self.model.config, class_names(self.model.config)
         with closing(self._run(enumerate(items), *settings)) as parts:
             found = (answer for part in parts for answer in predictions_of(part, config, names))
             for answer in ordered(found) if in_order else found:

@@ -1,6 +1,7 @@
 """The configuration fields that every early-exit family shares."""
 
 import math
+import re
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -16,6 +17,27 @@ OFF_RAMP_HEADS = ("pooler", "linear")
 PLAIN_FIELDS = ("early_exit_entropy", "exit_criterion", "exit_layer", "off_ramp_layers", "off_ramp_temperatures")
 # Logits are divided in float32 or less: what it cannot hold would be a division by 0 or by infinity.
 TEMPERATURE_RANGE = (2.0**-126, 2.0**127)
+
+
+def class_names(config) -> list[str]:
+    """
+    The names of a model's classes in the order of their indices: those of `config.id2label`, which pipelines answer
+    with. `config.label2id` counts for nothing where it is missing or holds transformers' own names (LABEL_0, …).
+
+    Raises:
+        ValueError: where `label2id` has other names, or gives them to other indices.
+    """
+    id2label = {int(index): str(name) for index, name in (config.id2label or {}).items()}
+    names = [id2label.get(index, f"LABEL_{index}") for index in range(config.num_labels)]
+    label2id = {str(name): int(index) for name, index in (config.label2id or {}).items()}
+    named = {name: index for name, index in label2id.items() if not re.fullmatch(r"LABEL_\d+", name)}
+    for name, index in named.items():
+        if not 0 <= index < len(names) or names[index] != name:
+            raise ValueError(
+                f"`config.label2id` gives {name!r} the index {index}, `config.id2label` is {id2label}: they "
+                "contradict each other; make `label2id` the reverse of `id2label`, which the model answers with."
+            )
+    return names
 
 
 def to_plain(value):

@@ -10,6 +10,7 @@ from ..analysis.exit_table import ExitTable
 from ..analysis.report import LEAST_ROWS, make_report
 from ..analysis.row_windows import token_count
 from ..analysis.scores import EXACT
+from ..models.configuration_early_exit_deebert import class_names
 
 
 logger = logging.get_logger(__name__)
@@ -47,7 +48,7 @@ def make_page(trainer, logits: np.ndarray, labels: np.ndarray, known: np.ndarray
     # Grouped by length, rows come in another order than that of the data set.
     in_order = args.train_sampling_strategy != "group_by_length" and len(dataset) == len(labels)
     lengths = np.array([token_count(item) for item in dataset])[known] if in_order else None
-    names = [config.id2label[label] for label in range(config.num_labels)]
+    names = class_names(config)
     table = replace(
         ExitTable.from_logits(logits[known], labels[known], lengths, names),
         temperatures=config.off_ramp_temperatures and tuple(config.off_ramp_temperatures),
