@@ -25,5 +25,6 @@ def table_of(probabilities, labels, **more):
 def cuts(entropies):
     """All thresholds that differ in what they let out: 0, between two neighbours, and above all."""
     values = np.unique(entropies[np.isfinite(entropies)])
-    values = values[np.append(True, np.diff(values) > 1e-9)] if len(values) else values
+    # Scores are computed in float32: equal rows may differ by rounding.
+    values = values[np.append(True, np.diff(values) > 1e-6)] if len(values) else values
     return [0.0, *((values[1:] + values[:-1]) / 2).tolist(), 9.0]

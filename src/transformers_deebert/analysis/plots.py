@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..folders import whole_file
 from .calibration import ReliabilityBin
 from .slices import Slice
 from .sweep import OperatingPoint
@@ -29,10 +30,11 @@ def new_figure(width: float = 6.4, height: float = 4.4) -> Any:
 
 
 def save_figure(figure: Any, path: str | Path | BytesIO, form: str | None = None) -> None:
-    if not isinstance(path, BytesIO):
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format=form)
+    if isinstance(path, BytesIO):
+        figure.savefig(path, format=form)
+        return
+    with whole_file(path) as new:
+        figure.savefig(new, format=form)
 
 
 def plot_trade_off(

@@ -1,9 +1,8 @@
 """All that can be told of a model from its exits on labelled rows."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,10 +11,10 @@ from .calibration import TemperatureFit, fit_temperatures, reliability_bins
 from .exit_curve import thresholds_by_saving
 from .exit_table import ExitTable
 from .layer_report import LayerReport, layer_report
+from .report_page import Report
 from .scores import Score, interval, make_score, points
-from .slices import Slice, slice_report
+from .slices import slice_report
 from .sweep import OperatingPoint, sweep_thresholds, threshold_grid
-from .tables import to_plain
 from .threshold_choice import ThresholdChoice, pick_threshold
 
 
@@ -34,74 +33,6 @@ def check_report_packages() -> None:
         raise ImportError(
             f"A report needs more packages ({', '.join(missing)}): pip install 'transformers-deebert[analysis]'"
         )
-
-
-@dataclass(frozen=True)
-class Report:
-    """
-    What [`make_report`] found. Everything but `choices` and `alternatives` is about the rows that were read on.
-
-    Args:
-        title (`str`): Headline.
-        facts (`dict[str, str]`): What the model and the data are.
-        metric (`str`): The score.
-        classes (`int`): Number of classes.
-        rows, read_rows (`int`): Rows in all, and those that the figures are read on.
-        guaranteed_on (`int`): Rows that a guarantee is tested on.
-        guarantee_held_out (`bool`): Whether its figures are read on others than these.
-        choice ([`ThresholdChoice`]): The threshold that everything else is about.
-        choices (`dict[str, ThresholdChoice]`): For other allowed losses, and with a guarantee, by target.
-        curve (`list[OperatingPoint]`): The trade-off.
-        points (`list[OperatingPoint]`): Full depth, thresholds at savings of 10, 20, … %, and the choice.
-        band (`tuple` of three lists):
-            Savings, and the score at full depth plus the 95 % paired bootstrap interval of the change there.
-        layers (`list[LayerReport]`): Every exit.
-        without_redundant (`OperatingPoint`, *optional*):
-            The choice without all off-ramps that are redundant, each by itself.
-        temperatures ([`TemperatureFit`]): Temperature scaling.
-        alternatives (`dict[str, ThresholdChoice]`): Ways to exit, for the same target, read on the same rows.
-        slices (`dict[str, list[Slice]]`): By class, by length, by columns.
-        runtime ([`RuntimeBenchmark`], *optional*): Measured run times.
-    """
-
-    title: str
-    facts: dict[str, str]
-    metric: str
-    classes: int
-    rows: int
-    read_rows: int
-    guaranteed_on: int
-    guarantee_held_out: bool
-    choice: ThresholdChoice
-    choices: dict[str, ThresholdChoice]
-    curve: list[OperatingPoint]
-    points: list[OperatingPoint]
-    band: tuple[list[float], list[float], list[float]]
-    layers: list[LayerReport]
-    without_redundant: OperatingPoint | None
-    temperatures: TemperatureFit
-    alternatives: dict[str, ThresholdChoice]
-    slices: dict[str, list[Slice]]
-    runtime: "RuntimeBenchmark | None"
-    reliability: dict[str, dict[str, list]] = field(repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All numbers as plain Python, ready for JSON."""
-        names = [name for name in self.__dataclass_fields__ if name not in ("reliability", "curve")]
-        return {name: to_plain(getattr(self, name)) for name in names}
-
-    def save(self, path: str | Path) -> None:
-        """
-        Writes the page: one HTML file with its pictures in it, which needs no network and no script.
-
-        Args:
-            path (`str` or `Path`): File to write; its folder is made.
-        """
-        from .report_page import render
-
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(render(self), encoding="utf-8")
 
 
 def make_report(

@@ -1,25 +1,93 @@
-"""A report as a page: one HTML file with its pictures in it, which needs no network and no script."""
+"""A report, and its page: one HTML file with its pictures in it, which needs no network and no script."""
 
 import base64
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .layer_report import TOLERANCE
+from ..folders import write_text
+from .calibration import TemperatureFit
+from .layer_report import TOLERANCE, LayerReport
 from .plots import plot_exit_depths, plot_layer_scores, plot_reliability, plot_slices, plot_trade_off
-from .report import Report
 from .runtime import RUNTIME_COLUMNS, RuntimeBenchmark
+from .slices import Slice
 from .sweep import OperatingPoint
-from .tables import format_table
+from .tables import format_table, to_plain
+from .threshold_choice import ThresholdChoice
 from .timing import QUIET
 
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    What [`make_report`] found. Everything but `choices` and `alternatives` is about the rows that were read on.
+
+    Args:
+        title (`str`): Headline.
+        facts (`dict[str, str]`): What the model and the data are.
+        metric (`str`): The score.
+        classes (`int`): Number of classes.
+        rows, read_rows (`int`): Rows in all, and those that the figures are read on.
+        guaranteed_on (`int`): Rows that a guarantee is tested on.
+        guarantee_held_out (`bool`): Whether its figures are read on others than these.
+        choice ([`ThresholdChoice`]): The threshold that everything else is about.
+        choices (`dict[str, ThresholdChoice]`): For other allowed losses, and with a guarantee, by target.
+        curve (`list[OperatingPoint]`): The trade-off.
+        points (`list[OperatingPoint]`): Full depth, thresholds at savings of 10, 20, … %, and the choice.
+        band (`tuple` of three lists):
+            Savings, and the score at full depth plus the 95 % paired bootstrap interval of the change there.
+        layers (`list[LayerReport]`): Every exit.
+        without_redundant (`OperatingPoint`, *optional*):
+            The choice without all off-ramps that are redundant, each by itself.
+        temperatures ([`TemperatureFit`]): Temperature scaling.
+        alternatives (`dict[str, ThresholdChoice]`): Ways to exit, for the same target, read on the same rows.
+        slices (`dict[str, list[Slice]]`): By class, by length, by columns.
+        runtime ([`RuntimeBenchmark`], *optional*): Measured run times.
+    """
+
+    title: str
+    facts: dict[str, str]
+    metric: str
+    classes: int
+    rows: int
+    read_rows: int
+    guaranteed_on: int
+    guarantee_held_out: bool
+    choice: ThresholdChoice
+    choices: dict[str, ThresholdChoice]
+    curve: list[OperatingPoint]
+    points: list[OperatingPoint]
+    band: tuple[list[float], list[float], list[float]]
+    layers: list[LayerReport]
+    without_redundant: OperatingPoint | None
+    temperatures: TemperatureFit
+    alternatives: dict[str, ThresholdChoice]
+    slices: dict[str, list[Slice]]
+    runtime: RuntimeBenchmark | None
+    reliability: dict[str, dict[str, list]] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers as plain Python, ready for JSON."""
+        names = [name for name in self.__dataclass_fields__ if name not in ("reliability", "curve")]
+        return {name: to_plain(getattr(self, name)) for name in names}
+
+    def save(self, path: str | Path) -> None:
+        """
+        Writes the page: one HTML file with its pictures in it, which needs no network and no script.
+
+        Args:
+            path (`str` or `Path`): File to write; its folder is made.
+        """
+        write_text(path, render(self))
 
 
 def render(report: Report) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..folders import whole_file, write_text
+
 
 def format_table(
     rows: Sequence[Mapping[str, Any]],
@@ -79,9 +81,7 @@ def write_json(path: str | Path, data: Any) -> None:
         data (`Any`):
             What to write. Numbers that are not finite become `null`, as JSON has none.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_plain(data), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(to_plain(data), indent=2, allow_nan=False) + "\n")
 
 
 def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -95,9 +95,7 @@ def write_csv(path: str | Path, rows: Sequence[Mapping[str, Any]]) -> None:
             One mapping a row; the columns are the union of their keys, in order of appearance. Absent values and
             `None` are left empty.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as new, new.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
         writer.writeheader()
         writer.writerows(rows)

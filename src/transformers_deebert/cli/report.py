@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..folders import check_new_file
 from .choosing import add_metric_argument, add_target_arguments, load_metric, name_metric
 from .exits import add_exit_arguments, read_exits
 from .inputs import Inputs
@@ -45,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
     check_report_packages()
     output = Path(options.output)
-    check_output(output)
+    check_new_file("output", output)
     module = load_metric(options.metric)
     table, inputs = read_exits(options, need_inputs=options.time, columns=options.slice_by)
     metric, score = name_metric(options.metric, module, table)
@@ -78,21 +79,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         sys.stdout.write(f"{report.choice.reason}\n{output}\n")
     return 0 if report.choice.met else 1
-
-
-def check_output(path: Path) -> None:
-    """Raises `ValueError` for a file that cannot be written, before a model runs for it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        existed = path.exists()
-        with path.open("a"):
-            pass
-        if not existed:
-            path.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"`--output` ({str(path)!r}) cannot be written ({error.strerror}): name another file."
-        ) from error
 
 
 def read_columns(table: "ExitTable", inputs: Inputs | None, names: list[str]) -> dict[str, list]:

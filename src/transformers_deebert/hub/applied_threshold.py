@@ -8,6 +8,7 @@ from typing import Any
 from ..analysis.tables import write_json
 from ..analysis.threshold_choice import ThresholdChoice
 from ..families import FAMILIES
+from ..folders import write_text
 from ..inference.onnx_folder import NOTES_FILE
 from ..models.configuration_early_exit_deebert import check_temperatures, layers_of_exits
 from ..models.exit_criteria_deebert import check_thresholds
@@ -72,9 +73,7 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
         write_json(stored, numbers)  # the card would tell how to load a checkpoint, which is not there
     else:
         write_model_card(folder, numbers)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_text(path, json.dumps(config, indent=2) + "\n")
 
 
 def settings_of(choice: ThresholdChoice, exit_layers: tuple[int, ...], labels: int) -> dict[str, Any]:

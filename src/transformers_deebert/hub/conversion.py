@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from ..families import find_family_of
+from ..folders import whole_folder
 from ..models.original_layouts_deebert import find_original_tensors
 
 
@@ -99,12 +99,7 @@ def load_tokenizer(old: str | os.PathLike, config: PreTrainedConfig, **kwargs: A
 
 def save_whole(folder: Path, *parts: Any) -> None:
     """Saves what is not `None` into a folder that appears when all is written."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
-        whole = Path(unfinished) / folder.name
+    with whole_folder(folder) as whole:
         for part in parts:
             if part is not None:
                 part.save_pretrained(whole)
-        if folder.exists():
-            folder.rmdir()
-        whole.rename(folder)

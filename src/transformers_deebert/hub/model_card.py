@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..analysis.plots import plot_trade_off
 from ..analysis.sweep import OperatingPoint
 from ..analysis.tables import format_table, write_json
+from ..folders import whole_file
 
 
 NUMBERS_FILE, PICTURE_FILE, CARD_FILE = "numbers.json", "trade_off.png", "README.md"
@@ -180,7 +181,8 @@ def write_model_card(
             f"`numbers`, as in {str(stored)!r}, cannot be told in a card ({type(error).__name__}: {error}): see "
             "`create_model_card` for what it takes, or remove the file."
         ) from error
-    card.save(folder / CARD_FILE)
+    with whole_file(folder / CARD_FILE) as new:
+        card.save(new)
     if numbers is not None:
         write_json(stored, numbers)
     return card

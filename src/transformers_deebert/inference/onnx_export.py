@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from ..families import find_family_of
+from ..folders import check_new_folder, whole_folder
 from ..models.configuration_early_exit_deebert import class_names
 from .onnx_folder import NOTES_FILE, SINGLE_FILE, segment_file
 from .onnx_graph import nest_exits, skip_exit
@@ -89,8 +89,7 @@ def export_onnx(
     if not (single_file or segments):
         raise ValueError("`single_file` and `segments` are both False: nothing would be written, set one to True.")
     folder = Path(folder).absolute()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"`folder` ({str(folder)!r}) exists and is not an empty folder: choose another place.")
+    check_new_folder("folder", folder)
     model, own_tokenizer = load(model_or_checkpoint)
     tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if single_file:
@@ -98,19 +97,13 @@ def export_onnx(
     if dtype == "int8":
         tell_of_defaults(model.config)
     model = exportable(model)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as unfinished:
-        whole = Path(unfinished) / folder.name
-        whole.mkdir()
+    with whole_folder(folder) as whole:
         graphs = make_graphs(model, single_file, segments, opset, dtype)
         notes = [write_graph(graph, whole / name) for name, graph in graphs]
         write_notes(model, notes, opset, dtype, whole)
         model.config.to_json_file(whole / "config.json")  # without the code that `save_pretrained` takes along
         if tokenizer is not None:
             tokenizer.save_pretrained(whole)
-        if folder.exists():
-            folder.rmdir()
-        whole.rename(folder)
     return folder
 
 

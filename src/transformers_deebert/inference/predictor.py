@@ -280,7 +280,7 @@ class EarlyExitPredictor:
     def _stream(
         self, items: Iterable[Any], in_order: bool, errors: str, settings: tuple[ExitPlan, int, RowReader]
     ) -> Iterator[Prediction]:
-        config, names = self.model.config, class_names(self.model.config)
+        config, names = self.model.config, tuple(class_names(self.model.config))
         with closing(self._run(enumerate(items), *settings)) as parts:
             found = (answer for part in parts for answer in predictions_of(part, config, names))
             for answer in ordered(found) if in_order else found:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sized
 from dataclasses import replace
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from huggingface_hub.utils import validate_repo_id
@@ -18,9 +18,6 @@ from ..analysis.sweep import OperatingPoint, sweep_thresholds
 from ..analysis.threshold_choice import pick_threshold
 from ..hub.applied_threshold import chosen_numbers
 
-
-if TYPE_CHECKING:
-    from .off_ramp_trainer import OffRampTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -70,7 +67,7 @@ def stage_numbers(trainer: Any) -> dict[str, Any]:
     return numbers
 
 
-def logged_scores(trainer: "OffRampTrainer") -> dict[str, Any]:
+def logged_scores(trainer: Any) -> dict[str, Any]:
     """Scores of every layer as the last evaluation of these weights on `eval_dataset` logged them, if any did."""
     state = trainer.state
     step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
@@ -150,7 +147,7 @@ def hub_dataset(dataset: Any) -> str | None:
     return ids.pop() if len(ids) == 1 else None
 
 
-def score_numbers(trainer: "OffRampTrainer", dataset: Any) -> dict[str, Any]:
+def score_numbers(trainer: Any, dataset: Any) -> dict[str, Any]:
     """
     Scores of every layer and the trade-off, from one pass over labelled rows. The metric is `metric_for_best_model`
     or the first that `compute_metrics` returns; one that is no share of 1 is left out, and the trade-off of one that

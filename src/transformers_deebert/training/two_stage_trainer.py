@@ -11,6 +11,7 @@ from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
+from ..folders import write_text
 from ..hub.model_card import write_model_card
 from .adapters import refuse_adapters
 from .backbone_trainer import BackboneTrainer
@@ -318,5 +319,5 @@ def run_stage(trainer: StageTrainer, resume: bool | None) -> TrainOutput:
         if checkpoint is not None:  # the seconds are those of a part
             numbers.pop("seconds", None)
             numbers = (json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}) | numbers
-        path.write_text(json.dumps(numbers, indent=2), encoding="utf-8")
+        write_text(path, json.dumps(numbers, indent=2))
     return output
