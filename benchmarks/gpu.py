@@ -24,9 +24,9 @@ from transformers_deebert import (
     DeeBertForSequenceClassification,
     EarlyExitPredictor,
     ExitCriterion,
-    entropy,
     stock_model,
 )
+from transformers_deebert.analysis import entropy
 from transformers_deebert.analysis.timing import describe_machine, without_layers
 
 

@@ -24,7 +24,8 @@ import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
-from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification, EarlyExitPredictor, describe_machine
+from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification, EarlyExitPredictor
+from transformers_deebert.analysis import describe_machine
 
 
 WORDS = 2000

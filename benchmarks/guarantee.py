@@ -17,7 +17,8 @@ import numpy as np
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
-from transformers_deebert import collect_exits, exit_curve
+from transformers_deebert import collect_exits
+from transformers_deebert.analysis import exit_curve
 from transformers_deebert.analysis.threshold_choice import guaranteed_threshold
 from transformers_deebert.analysis.timing import describe_machine
 

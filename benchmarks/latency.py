@@ -22,7 +22,8 @@ from full_depth import make_batch, make_models
 from rotation import time_rotation
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from transformers_deebert import describe_machine, stock_model
+from transformers_deebert import stock_model
+from transformers_deebert.analysis import describe_machine
 
 
 STOCK, CONTROL, FULL = "stock", "stock again", "ours, S = 0"

@@ -17,14 +17,8 @@ import transformers
 from sentences import arguments, read
 from transformers import AutoTokenizer, set_seed
 
-from transformers_deebert import (
-    BackboneTrainer,
-    ExitTable,
-    OffRampTrainer,
-    from_backbone,
-    layer_scores,
-    sweep_thresholds,
-)
+from transformers_deebert import BackboneTrainer, ExitTable, OffRampTrainer, from_backbone, sweep_thresholds
+from transformers_deebert.analysis import layer_scores
 from transformers_deebert.analysis.timing import describe_machine
 
 

@@ -26,7 +26,8 @@ import transformers
 from datasets import Dataset
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, pipeline
 
-from transformers_deebert import EarlyExitPredictor, describe_machine, stock_model
+from transformers_deebert import EarlyExitPredictor, stock_model
+from transformers_deebert.analysis import describe_machine
 from transformers_deebert.analysis.timing import QUIET, without_layers
 
 

@@ -15,7 +15,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from transformers_deebert import ExitTable, describe_machine, exit_curve, pick_threshold, sweep_thresholds
+from transformers_deebert import ExitTable, pick_threshold, sweep_thresholds
+from transformers_deebert.analysis import describe_machine, exit_curve
 
 
 CALLS = {

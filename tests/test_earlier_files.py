@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification
 
-from transformers_deebert import ExitTable, OnnxEarlyExitModel, ThresholdChoice, create_model_card
+from transformers_deebert import ExitTable, OnnxEarlyExitModel, ThresholdChoice
+from transformers_deebert.hub.model_card import create_model_card
 
 
 FOLDER = Path(__file__).parent / "fixtures" / "release_0_1"

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from transformers_deebert import entropy
+from transformers_deebert.analysis import entropy
 
 
 ALWAYS_ASKED = 1e-12  # nats; below the entropy of any row here, but the off-ramp is computed

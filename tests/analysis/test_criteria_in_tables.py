@@ -9,13 +9,12 @@ from test_exit_table import collate, make_rows
 from transformers_deebert import (
     ExitCriterion,
     ExitTable,
-    LatencyProfile,
     apply_threshold,
     collect_exits,
     pick_threshold,
     sweep_thresholds,
 )
-from transformers_deebert.analysis import exit_curve
+from transformers_deebert.analysis import LatencyProfile, exit_curve
 from transformers_deebert.models.exit_scores_deebert import SCORES
 
 

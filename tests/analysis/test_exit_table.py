@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from transformers_deebert import ExitTable, LatencyProfile, collect_exits, exit_curve, sweep_thresholds
-from transformers_deebert.analysis import row_windows, thresholds_by_saving
+from transformers_deebert import ExitTable, collect_exits, sweep_thresholds
+from transformers_deebert.analysis import LatencyProfile, exit_curve, row_windows, thresholds_by_saving
 
 
 LENGTHS = tuple(int(length) for length in np.random.default_rng(0).integers(3, 13, 50))

@@ -11,8 +11,8 @@ import torch
 from conftest import NUM_LAYERS, layers_of, make_model
 from torch import nn
 
-from transformers_deebert import LatencyProfile, measure_latency
-from transformers_deebert.analysis import timing
+from transformers_deebert import measure_latency
+from transformers_deebert.analysis import LatencyProfile, timing
 
 
 MACHINE = {"device": "cpu", "cores": 2}

@@ -8,8 +8,8 @@ import pytest
 from made_tables import class_table, table_of
 from sklearn.metrics import f1_score
 
-from transformers_deebert import ExitTable, exit_curve, layer_report
-from transformers_deebert.analysis import expected_calibration_error
+from transformers_deebert import ExitTable
+from transformers_deebert.analysis import exit_curve, expected_calibration_error, layer_report
 
 
 def test_by_hand():

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from made_tables import class_table, cuts
 from test_exit_table import collate, make_rows, tables
 
-from transformers_deebert import ExitTable, LatencyProfile, collect_exits, pick_threshold
-from transformers_deebert.analysis import layer_thresholds, search_layer_thresholds
+from transformers_deebert import ExitTable, collect_exits, pick_threshold
+from transformers_deebert.analysis import LatencyProfile, layer_thresholds, search_layer_thresholds
 from transformers_deebert.analysis.decisions import first_exits
 from transformers_deebert.analysis.layer_thresholds import best_threshold
 

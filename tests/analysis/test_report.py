@@ -12,8 +12,10 @@ import pytest
 from made_tables import class_table
 from sklearn.metrics import f1_score
 
-from transformers_deebert import LatencyProfile, RuntimeBenchmark, make_report, pick_threshold
+from transformers_deebert import make_report, pick_threshold
 from transformers_deebert.analysis import (
+    LatencyProfile,
+    RuntimeBenchmark,
     RuntimeFigure,
     expected_calibration_error,
     layer_report,

@@ -11,8 +11,8 @@ from conftest import layers_of, make_batch, make_model
 from torch import nn
 from transformers import BertTokenizer
 
-from transformers_deebert import RuntimeBenchmark, analysis, benchmark_runtime, stock_model
-from transformers_deebert.analysis import RUNTIME_COLUMNS, format_table, runtime, timing
+from transformers_deebert import analysis, benchmark_runtime, stock_model
+from transformers_deebert.analysis import RUNTIME_COLUMNS, RuntimeBenchmark, format_table, runtime, timing
 
 
 ROWS = [{"input_ids": list(range(5, 5 + length)), "labels": 1} for length in (3, 6, 4, 4, 7)]

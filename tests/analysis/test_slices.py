@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from made_tables import class_table, table_of
 
-from transformers_deebert import ExitTable, slice_report
+from transformers_deebert import ExitTable
+from transformers_deebert.analysis import slice_report
 from transformers_deebert.analysis.slices import is_more_than_chance
 
 

@@ -12,7 +12,8 @@ from scipy.stats import binom
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from test_exit_table import collate, make_rows
 
-from transformers_deebert import ExitTable, LatencyProfile, collect_exits, pick_threshold, sweep_thresholds
+from transformers_deebert import ExitTable, collect_exits, pick_threshold, sweep_thresholds
+from transformers_deebert.analysis import LatencyProfile
 from transformers_deebert.analysis.threshold_choice import rows_needed
 
 

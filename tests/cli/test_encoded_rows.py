@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
 from transformers_deebert import collect_exits
-from transformers_deebert.cli.data import encode_rows, load_rows
-from transformers_deebert.cli.labels import class_indices
-from transformers_deebert.cli.model import load_model
+from transformers_deebert.checkpoints import load_model
+from transformers_deebert.cli.data import load_rows
+from transformers_deebert.labels import class_indices
+from transformers_deebert.rows import encode_rows
 
 
 NAN = float("nan")
@@ -213,7 +214,7 @@ def test_the_tokenizers_limit_and_none(tokenizer, capsys):
 @pytest.mark.parametrize("length", [2, 21])
 def test_lengths_out_of_range(length, tokenizer):
     rows = Dataset.from_dict({"text": ["w5"], "label": [0]})
-    with pytest.raises(ValueError, match=f"`--max-length` must be 3 to 20, .* got {length}"):
+    with pytest.raises(ValueError, match=f"`max_length` must be 3 to 20, .* got {length}"):
         encode_rows(rows, ("text",), "label", tokenizer, make_model(), max_length=length)
 
 
@@ -295,5 +296,5 @@ def test_without_a_tokenizer(save):
 
 @pytest.mark.parametrize("device", ["nowhere", "cuda:99", "meta", ""])
 def test_devices(device, save):
-    with pytest.raises(ValueError, match="`--device`"):
+    with pytest.raises(ValueError, match="`device`"):
         load_model(save(make_model()), device=device)

@@ -5,7 +5,8 @@ import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from transformers_deebert.cli.data import choose_split, find_columns, load_rows
+from transformers_deebert.cli.data import choose_split, load_rows
+from transformers_deebert.rows import find_columns
 
 
 TEXTS = ["fine, really", 'a "quoted" word', "NA", "007", "two\nlines", "naïve"]
@@ -222,7 +223,7 @@ def test_columns_that_are_named():
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (("title", "body", "topic"), {}, "No telling .* title, body, topic, label .*`--text-columns`"),
+        (("title", "body", "topic"), {}, "No telling .* title, body, topic, label .*`text_columns`"),
         ((), {}, "No telling"),
         (("text",), {"text_columns": ["body"]}, "No column 'body' .* text, label"),
         (("text",), {"text_columns": []}, "one or two columns, got none"),
@@ -237,7 +238,7 @@ def test_columns_that_are_not_there(names, options, message):
 
 
 def test_without_a_label_column():
-    with pytest.raises(ValueError, match="No label column among text, stars: .*`--label-column`"):
+    with pytest.raises(ValueError, match="No label column among text, stars: .*`label_column`"):
         find_columns(columns("text", label="stars"))
 
 

@@ -16,14 +16,9 @@ from huggingface_hub.repocard import metadata_load
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from transformers import BertTokenizer
 
-from transformers_deebert import (
-    DeeBertConfig,
-    DeeBertForSequenceClassification,
-    create_model_card,
-    write_endpoint_handler,
-    write_model_card,
-)
-from transformers_deebert.hub.model_card import main
+from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification, write_model_card
+from transformers_deebert.hub.endpoint import write_endpoint_handler
+from transformers_deebert.hub.model_card import create_model_card, main
 
 
 ROOT = Path(__file__).parents[2]

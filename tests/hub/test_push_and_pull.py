@@ -317,7 +317,7 @@ def test_endpoint_handler(hub, run, checkpoint):
     run(
         f"""
 from huggingface_hub import HfApi
-from transformers_deebert import write_endpoint_handler
+from transformers_deebert.hub.endpoint import write_endpoint_handler
 write_endpoint_handler({str(folder)!r})
 HfApi().create_repo("org/served")
 HfApi().upload_folder(repo_id="org/served", folder_path={str(folder)!r})

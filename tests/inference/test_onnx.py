@@ -706,5 +706,5 @@ def test_models_that_cannot_be_exported(model, tmp_path):
     with pytest.raises(ValueError, match="num_labels=1"):
         export_onnx(make_model(num_labels=1), tmp_path / "onnx")
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="not an empty folder"):
+    with pytest.raises(ValueError, match="is not empty"):
         export_onnx(make_model(), tmp_path)

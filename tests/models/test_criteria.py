@@ -9,7 +9,8 @@ from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transformers_deebert import DeeBertConfig, ExitCandidate, ExitCriterion, entropy
+from transformers_deebert import DeeBertConfig, ExitCandidate, ExitCriterion
+from transformers_deebert.analysis import entropy
 from transformers_deebert.models.exit_scores_deebert import (
     SCORES,
     checked_score,

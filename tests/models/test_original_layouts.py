@@ -22,9 +22,9 @@ from transformers_deebert import (
     DeeRobertaForSequenceClassification,
     TwoStageTrainer,
     convert_checkpoint,
-    entropy,
     from_backbone,
 )
+from transformers_deebert.analysis import entropy
 from transformers_deebert.cli import main
 from transformers_deebert.families import find_family
 

@@ -1,5 +1,6 @@
 """What early exit does to a model: exits of all rows, trade-offs, the choice of a threshold, measured run times."""
 
+from ..models.exit_scores_deebert import entropy
 from .calibration import ReliabilityBin, TemperatureFit, expected_calibration_error, fit_temperatures, reliability_bins
 from .collect import collect_exits
 from .decisions import entropies, exit_layers
@@ -37,6 +38,7 @@ __all__ = [
     "collect_exits",
     "describe_machine",
     "entropies",
+    "entropy",
     "exit_curve",
     "exit_layers",
     "expected_calibration_error",

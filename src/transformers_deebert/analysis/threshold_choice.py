@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from transformers.utils import logging
 
+from .calibration import HIGHEST, LOWEST, fit_temperatures
 from .decisions import Threshold, normalize_threshold
 from .exit_curve import exit_curve
 from .exit_table import ExitTable
@@ -18,6 +20,8 @@ from .sweep import operating_point, threshold_grid
 
 if TYPE_CHECKING:
     from .latency import LatencyProfile
+
+logger = logging.get_logger(__name__)
 
 # The guarantee tests the thresholds largest score * i / STEPS in turn, a sequence fixed before any data is seen.
 STEPS = 200
@@ -117,6 +121,7 @@ def pick_threshold(
     latency: "LatencyProfile | None" = None,
     per_layer: bool = False,
     reading: ExitTable | None = None,
+    temperatures: bool = False,
     seed: int = 0,
 ) -> ThresholdChoice:
     """
@@ -153,6 +158,9 @@ def pick_threshold(
             fast enough, it takes those of best score, where one threshold for all is the lowest.
         reading ([`ExitTable`], *optional*):
             Other rows to read the choice on; all of `table` is then chosen on.
+        temperatures (`bool`, *optional*, defaults to `False`):
+            Whether to fit a temperature for each off-ramp first ([`fit_temperatures`]), on the rows that it is chosen
+            on. A guarantee then is about the other rows alone, which have no part in what is fitted.
         seed (`int`, *optional*, defaults to 0): Of the split and of the bootstrap.
 
     Returns:
@@ -178,6 +186,10 @@ def pick_threshold(
         raise ValueError(f"`table` has {len(table)} rows, of which halves cannot be made: collect more.")
     if reading is not None:
         table.check_alike(reading)
+    if temperatures:
+        table, reading = calibrated(table, reading, seed)
+        if confidence is not None:
+            table, reading = reading, None
     if confidence is not None:
         return guaranteed_choice(table, reading, max_score_drop or 0.0, confidence, latency, seed)
     if reading is None:
@@ -197,7 +209,19 @@ def pick_threshold(
     if met:
         number = f"{len(candidates.thresholds):,} {'vectors of thresholds' if per_layer else 'thresholds'}"
         words = f"Of {number}, {words}, chosen {where}."
+        words += " Off-ramps are scaled by temperatures fitted on the first." if temperatures else ""
     return read_choice(reading, threshold, met, words, metric, score, latency, seed)
+
+
+def calibrated(table: ExitTable, reading: ExitTable | None, seed: int) -> tuple[ExitTable, ExitTable]:
+    """The rows to choose on and those to read on, off-ramps scaled by temperatures that are fitted on the first."""
+    fitted_on, others = table.split(seed) if reading is None else (table, reading)
+    fit = fit_temperatures(fitted_on, reading=others)
+    if any(not 1.01 * LOWEST < value < HIGHEST / 1.01 for value in fit.temperatures):
+        logger.warning(
+            "An off-ramp is correct so often, or so seldom, that its temperature reached its bound: give more rows."
+        )
+    return fitted_on.with_temperatures(fit.temperatures), others.with_temperatures(fit.temperatures)
 
 
 def check_targets(

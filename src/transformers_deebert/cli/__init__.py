@@ -8,8 +8,8 @@ import argparse
 import os
 import sys
 
+from ..messages import EXTRAS, explain, note
 from . import add_exits, bench, convert, export, pick, report, sweep
-from .messages import EXTRAS, explain, note
 
 
 COMMANDS = (add_exits, sweep, pick, report, bench, convert, export)

@@ -42,7 +42,7 @@ def listed_fractions() -> str:
 
 def run(options: argparse.Namespace) -> int:
     from ..analysis.runtime import benchmark_runtime
-    from .data import find_columns
+    from ..rows import find_columns
 
     inputs = read_inputs(options, labelled=False)
     columns, _ = find_columns(inputs.rows, options.text_columns, options.label_column, labelled=False)

@@ -76,7 +76,7 @@ def load_metric(name: str) -> Any:
         return None
     import evaluate
 
-    from .messages import first_line
+    from ..messages import first_line
 
     try:
         return evaluate.load(name)

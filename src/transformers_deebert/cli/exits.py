@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..messages import first_line, listed, note
 from .inputs import Inputs, add_model_and_data_arguments, read_inputs
-from .messages import first_line, listed, note
 
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from .model import load_model
+from ..checkpoints import load_model
 
 
 def add(commands: argparse._SubParsersAction) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from .messages import first_line, listed, note
+from ..messages import first_line, listed, note
 
 
 if TYPE_CHECKING:

@@ -1,10 +1,9 @@
 """The options of commands that run a model over data, and what they name."""
 
 import argparse
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from .messages import listed, note
+from ..messages import listed, note
 
 
 if TYPE_CHECKING:
@@ -95,8 +94,8 @@ def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
     Raises:
         ValueError: in one line, for anything that is not there or does not fit.
     """
-    from .data import encode_rows
-    from .model import load_model
+    from ..checkpoints import load_model
+    from ..rows import encode_rows
 
     rows, texts, label = read_rows(options, labelled)
     model, tokenizer = load_model(options.checkpoint, options.revision, options.device)
@@ -106,25 +105,15 @@ def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
     return Inputs(model, tokenizer, rows, encoded)
 
 
-def read_rows(
-    options: argparse.Namespace, labelled: bool = True, splits: Sequence[str] | None = None
-) -> "tuple[Dataset, tuple[str, ...], str | None]":
+def read_rows(options: argparse.Namespace, labelled: bool = True) -> "tuple[Dataset, tuple[str, ...], str | None]":
     """Rows, and the names of their texts and label."""
-    from .data import find_columns, load_rows, without_invalid
+    from ..rows import find_columns, without_invalid
+    from .data import load_rows
 
-    more = {} if splits is None else {"splits": splits}
     named = [*(options.text_columns or ()), options.label_column, *(getattr(options, "slice_by", None) or ())]
-    rows = load_rows(options.data, options.split, options.max_rows, options.seed, needed=named, **more)
+    rows = load_rows(options.data, options.split, options.max_rows, options.seed, needed=named)
     texts, label = find_columns(rows, options.text_columns, options.label_column, labelled)
     if options.skip_invalid:
         rows = without_invalid(rows, texts)
     note(f"{len(rows)} rows; texts: {listed(texts)}; labels: {label or 'none'}.")
     return rows, texts, label
-
-
-def encode(options: argparse.Namespace, model: Any, tokenizer: Any, splits: Sequence[str] | None = None) -> "Dataset":
-    """Labelled rows as a model that is there already takes them."""
-    from .data import encode_rows
-
-    rows, texts, label = read_rows(options, splits=splits)
-    return encode_rows(rows, texts, label, tokenizer, model, options.max_length, options.skip_invalid)

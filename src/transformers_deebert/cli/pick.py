@@ -3,19 +3,17 @@
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..messages import note
 from .choosing import add_metric_argument, add_target_arguments, load_metric, name_metric, share
 from .exits import add_exit_arguments, read_exits
-from .messages import note
 
 
 if TYPE_CHECKING:
-    from ..analysis.exit_table import ExitTable
     from ..analysis.latency import LatencyProfile
     from ..analysis.threshold_choice import ThresholdChoice
 
@@ -64,6 +62,7 @@ def add_way_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from ..analysis.threshold_choice import pick_threshold
     from ..hub.applied_threshold import apply_threshold
 
     if options.apply and not Path(options.checkpoint).is_dir():
@@ -74,15 +73,19 @@ def run(options: argparse.Namespace) -> int:
     table, inputs = read_exits(options, need_inputs=timed)
     metric, score = name_metric(options.metric, module, table)
     latency = measure(inputs.model, table.lengths) if timed and inputs is not None else None
-    choice = pick(
+    choice = pick_threshold(
         table,
-        options,
+        target_saving=options.target_saving,
+        max_score_drop=options.max_score_drop,
         target_latency_ms=options.target_latency_ms,
         confidence=options.confidence,
         metric=metric,
         score=score,
         latency=latency,
-    ).choice
+        per_layer=options.per_layer,
+        temperatures=options.temperatures,
+        seed=options.seed,
+    )
     sys.stdout.write(json.dumps(choice.to_dict(), indent=2) + "\n" if options.json else describe(choice))
     if not choice.met:
         return 1
@@ -90,43 +93,6 @@ def run(options: argparse.Namespace) -> int:
         apply_threshold(options.checkpoint, choice)
         note(f"{options.checkpoint} now exits there by default; its card says why.")
     return 0
-
-
-def pick(table: "ExitTable", options: argparse.Namespace, **settings: Any) -> "Picked":
-    """The choice for the options of targets and ways; with `--temperatures` they are fitted on the choosing half."""
-    from ..analysis.calibration import HIGHEST, LOWEST, fit_temperatures
-    from ..analysis.threshold_choice import pick_threshold
-
-    settings |= {
-        "target_saving": options.target_saving,
-        "max_score_drop": options.max_score_drop,
-        "per_layer": options.per_layer,
-        "seed": options.seed,
-    }
-    if len(table) < 4:
-        raise ValueError(f"DATA has {len(table)} labelled rows, of which halves cannot be made: give more.")
-    fitted_on, others = table.split(options.seed)
-    if options.temperatures:
-        fit = fit_temperatures(fitted_on, reading=others)
-        if any(not 1.01 * LOWEST < value < HIGHEST / 1.01 for value in fit.temperatures):
-            note("an off-ramp is right so often, or so seldom, that its temperature ran to its bound: give more rows.")
-        fitted_on, others = (half.with_temperatures(fit.temperatures) for half in (fitted_on, others))
-    if settings.get("confidence") is not None:
-        # The promise is about rows that had no part in anything fitted.
-        tested = others if options.temperatures else table
-        return Picked(pick_threshold(tested, **settings), fitted_on, others)
-    choice = pick_threshold(fitted_on, reading=others, **settings)
-    if options.temperatures:
-        choice = replace(choice, reason=f"{choice.reason} Off-ramps are scaled by temperatures fitted on the first.")
-    return Picked(choice, fitted_on, others)
-
-
-class Picked(NamedTuple):
-    """A choice, and the rows that it was chosen on and read on."""
-
-    choice: "ThresholdChoice"
-    chosen_on: "ExitTable"
-    read_on: "ExitTable"
 
 
 def measure(model: Any, lengths: np.ndarray) -> "LatencyProfile":

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..folders import check_new_file
+from ..messages import note
 from .choosing import add_metric_argument, add_target_arguments, load_metric, name_metric
 from .exits import add_exit_arguments, read_exits
 from .inputs import Inputs
-from .messages import note
-from .pick import add_way_arguments, pick
+from .pick import add_way_arguments
 
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..analysis.report import LEAST_ROWS, check_report_packages, make_report
+    from ..analysis.threshold_choice import pick_threshold
     from ..hub.applied_threshold import plain
 
     check_report_packages()
@@ -54,7 +55,17 @@ def run(options: argparse.Namespace) -> int:
         options.max_score_drop = 0.01
     if len(table) < 2 * LEAST_ROWS:
         raise ValueError(f"DATA has {len(table)} labelled rows, and a report takes {2 * LEAST_ROWS}: give more.")
-    choice, chosen_on, read_on = pick(table, options, metric=metric, score=score)
+    choice = pick_threshold(
+        table,
+        target_saving=options.target_saving,
+        max_score_drop=options.max_score_drop,
+        metric=metric,
+        score=score,
+        per_layer=options.per_layer,
+        temperatures=options.temperatures,
+        seed=options.seed,
+    )
+    chosen_on, read_on = table.with_temperatures(choice.temperatures).split(options.seed)
     # Of folders the last two names, as in sst2/validation; whose they are is nobody's business.
     model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (options.checkpoint, options.data))
     report = make_report(

@@ -1,4 +1,4 @@
-"""What commands say on stderr: notes and errors, each in one line."""
+"""Notes and errors for people, each in one line on stderr."""
 
 import re
 import sys
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 # Packages that `import transformers_deebert` does without, and the extra that brings them.
 EXTRAS = {
-    **dict.fromkeys(("datasets", "jinja2", "matplotlib", "numpy", "pyarrow", "scipy", "sklearn"), "analysis"),
+    **dict.fromkeys(("datasets", "jinja2", "matplotlib", "numpy", "pyarrow", "scipy"), "analysis"),
     "accelerate": "train",
-    "evaluate": "evaluate",
+    **dict.fromkeys(("evaluate", "sklearn"), "evaluate"),
     **dict.fromkeys(("onnx", "onnxruntime", "onnxscript"), "onnx"),
 }
 

@@ -10,9 +10,9 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
-from ..families import from_backbone
-from ..models.configuration_early_exit_deebert import EarlyExitConfigMixin
+from .families import from_backbone
 from .messages import first_line, listed
+from .models.configuration_early_exit_deebert import EarlyExitConfigMixin
 
 
 def load_model(checkpoint: str, revision: str | None = None, device: str | None = None) -> tuple[Any, Any]:
@@ -147,8 +147,8 @@ def check_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ValueError(f"`--device` must be cpu, cuda, cuda:1 and so on, or mps, got {name!r}.") from error
+        raise ValueError(f"`device` must be cpu, cuda, cuda:1 and so on, or mps, got {name!r}.") from error
     counts = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if (device.index or 0) >= counts.get(device.type, 0):
-        raise ValueError(f"`--device` {name!r} is not there: choose cpu, or a device that this machine has.")
+        raise ValueError(f"`device` {name!r} is not there: choose cpu, or a device that this machine has.")
     return device

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from ..models.configuration_early_exit_deebert import class_names
 from .messages import listed, note
+from .models.configuration_early_exit_deebert import class_names
 
 
 UNLABELLED = -100  # what losses and `collect_exits` leave out
@@ -51,8 +51,8 @@ def class_indices(
             shown = value if data_names is None or not isinstance(value, int) else name_at(data_names, value)
             raise ValueError(
                 f"The label in row {row} is {shown!r:.80}, but the model knows {describe_labels(config)}: map the "
-                "labels to these, name another column with `--label-column`, or leave such rows out with "
-                "`--skip-invalid`."
+                "labels to these, name another column with `label_column`, or leave such rows out with "
+                "`skip_invalid`."
             )
         indices.append(index)
     if unknown:

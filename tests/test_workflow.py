@@ -1,0 +1,106 @@
+"""`add_exits`: from a fine-tuned classifier and rows to a model with card and report, whole or not at all."""
+
+import json
+import os
+
+import pandas
+import pytest
+import torch
+from conftest import make_model, make_stock
+from test_folders import files_of_at_most
+from transformers import AutoModelForSequenceClassification, BertTokenizer, pipeline
+
+from transformers_deebert import OffRampTrainer, add_exits, from_backbone, workflow
+
+
+pytestmark = pytest.mark.gradients
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(5, 100))]
+
+
+def make_rows(count):
+    generator = torch.Generator().manual_seed(count)
+    rows = []
+    for _ in range(count):
+        words = torch.randint(5, 100, (8,), generator=generator)
+        rows.append({"text": " ".join(f"word{word}" for word in words), "label": f"label_{int(words[0]) % 3}"})
+    return rows
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    folder = tmp_path / "plain"
+    make_stock(make_model()).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    plain = {name: value for name, value in config.items() if "off_ramp" not in name and "exit" not in name}
+    (folder / "config.json").write_text(json.dumps(plain | {"model_type": "bert"}))
+    (tmp_path / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizer(str(tmp_path / "vocab.txt"), model_max_length=20).save_pretrained(folder)
+    return folder
+
+
+SETTINGS = {"training": {"num_train_epochs": 1}, "target_saving": 0.3}
+
+
+def test_from_rows_to_a_pipeline(checkpoint, tmp_path):
+    plain = AutoModelForSequenceClassification.from_pretrained(checkpoint)
+    added = add_exits(checkpoint, pandas.DataFrame(make_rows(200)), tmp_path / "out", temperatures=True, **SETTINGS)
+    assert {"model.safetensors", "README.md", "report.html", "numbers.json"} <= set(os.listdir(added.folder))
+    assert added.choice.met
+    assert len(added.table) == 40
+    assert added.choice.temperatures is not None
+    pipe = pipeline("text-classification", model=str(added.folder))
+    assert pipe.model.config.early_exit_entropy == added.choice.threshold
+    assert pipe.model.config.off_ramp_pooling == "mean"
+    assert 1 <= pipe("word5 word6")[0]["exit_layer"] <= 4
+    for name, tensor in plain.state_dict().items():
+        assert torch.equal(tensor, pipe.model.state_dict()[name])
+    assert sorted(os.listdir(tmp_path)) == ["out", "plain", "vocab.txt"]
+
+
+def test_a_failure_behind_the_training_loses_nothing(checkpoint, tmp_path, monkeypatch):
+    call = {"held_out": make_rows(60), **SETTINGS}
+    with files_of_at_most(250_000), pytest.raises(OSError, match="out"):  # of all files the report alone is longer
+        add_exits(checkpoint, make_rows(100), tmp_path / "out", **call)
+    assert not (tmp_path / "out").exists()
+    kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / ".out.unfinished" / "model").state_dict()
+    monkeypatch.setattr(OffRampTrainer, "train", lambda self: pytest.fail("trained again"))
+    added = add_exits(checkpoint, make_rows(100), tmp_path / "out", **call)
+    for name, tensor in AutoModelForSequenceClassification.from_pretrained(added.folder).state_dict().items():
+        assert torch.equal(tensor, kept[name])
+    assert not (tmp_path / ".out.unfinished").exists()
+
+
+def test_what_is_left_of_another_call_is_not_taken(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow, "make_report", lambda *args, **kwargs: 1 / 0)
+    for training in ({"num_train_epochs": 1}, {"num_train_epochs": 2}):
+        with pytest.raises(ZeroDivisionError):
+            add_exits(checkpoint, make_rows(220), tmp_path / "out", training=training)
+        run = json.loads((tmp_path / ".out.unfinished" / "run.json").read_text())
+        assert run["training"]["off_ramps"]["epochs"] == training["num_train_epochs"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target_saving": 2.0}, "`target_saving`"),
+        ({"hold_out": 0.0}, "`hold_out`"),
+        ({"rows": make_rows(60)}, "12 rows to pick a threshold on, and it takes 40"),
+        ({"label_column": "stars"}, "No column 'stars' for `label_column`"),
+        ({"rows": [{"text": "word5", "label": "unknown"}] * 300}, "label in row 1 is 'unknown'"),
+        ({"output_dir": "full"}, "`output_dir` .* is not empty"),
+        ({"model": "stock"}, "`model` is a `BertForSequenceClassification`, which has no off-ramps"),
+        ({"model": "ours"}, "`tokenizer` is missing"),
+    ],
+)
+def test_bad_arguments_before_anything_is_written(checkpoint, tmp_path, change, message):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    models = {
+        "stock": AutoModelForSequenceClassification.from_pretrained(checkpoint),
+        "ours": from_backbone(checkpoint),
+    }
+    given = {"model": checkpoint, "rows": make_rows(220), "output_dir": "out"} | change
+    given |= {"output_dir": tmp_path / given["output_dir"], "model": models.get(given["model"], given["model"])}
+    with pytest.raises(ValueError, match=message):
+        add_exits(**given)
+    assert sorted(os.listdir(tmp_path)) == ["full", "plain", "vocab.txt"]
