@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging
 
+from .checks import check_single_label, has_vocabulary
 from .families import from_backbone
 from .messages import first_line, listed
 from .models.configuration_early_exit_deebert import EarlyExitConfigMixin
@@ -85,7 +86,7 @@ def load_backbone(
             f"The checkpoint {checkpoint!r} is no fine-tuned classifier ({listed(untrained, 3)} are missing): "
             "fine-tune it first, or run both stages with `TwoStageTrainer`."
         )
-    check_classes(model.config, checkpoint)
+    check_single_label(f"The checkpoint {checkpoint!r}", model.config)
     check_tokenizer(tokenizer, checkpoint)
     return model.to(place), tokenizer
 
@@ -123,22 +124,12 @@ def check_config(config: Any, checkpoint: str) -> None:
         raise ValueError(
             f"The off-ramps of the checkpoint {checkpoint!r} are untrained: add exits first with `deebert add-exits`."
         )
-    check_classes(config, checkpoint)
-
-
-def check_classes(config: Any, checkpoint: str) -> None:
-    """Raises `ValueError` for a model that does not choose one of several classes."""
-    labels, problem = config.num_labels, config.problem_type
-    if labels < 2 or problem in ("regression", "multi_label_classification"):
-        raise ValueError(
-            f"The checkpoint {checkpoint!r} has num_labels={labels} and problem_type={problem!r}, but exits "
-            "are about one of several classes."
-        )
+    check_single_label(f"The checkpoint {checkpoint!r}", config)
 
 
 def check_tokenizer(tokenizer: Any, checkpoint: str) -> None:
     """Raises `ValueError` for what transformers makes without a vocabulary: it knows its special tokens only."""
-    if len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+    if not has_vocabulary(tokenizer):
         raise ValueError(f"The checkpoint {checkpoint!r} has no tokenizer: save one in the same place.")
 
 

@@ -135,7 +135,7 @@ def test_the_model_takes_the_temperatures():
         (lambda table: fit_temperatures(table.select([0, 1, 2])), "`table` has 3 rows"),
         (lambda table: reliability_bins(table, 0), "`layer` must be one of 1, 2, 3, 4, 5, 6, got 0"),
         (lambda table: expected_calibration_error(table, 7), "`layer` must be one of 1, 2, 3, 4, 5, 6, got 7"),
-        (lambda table: reliability_bins(table, 1, bins=0), "`bins` must be 1 or more, got 0"),
+        (lambda table: reliability_bins(table, 1, bins=2.5), "`bins` must be a whole number >= 1, got 2.5"),
         (lambda table: table.with_temperatures([1.0] * 4 + [0.0]), "`temperatures` must hold 5 numbers above 0"),
         (lambda table: table.with_temperatures([1.0] * 4 + [np.inf]), "`temperatures` must hold 5 numbers above 0"),
         (lambda table: table.with_temperatures(2.0), "`temperatures` must hold 5 numbers above 0"),

@@ -164,9 +164,9 @@ def test_temperatures_of_the_model_are_kept(tmp_path):
     np.testing.assert_allclose(table.logits, scaled, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
 def test_the_batch_size(batch_size):
-    with pytest.raises(ValueError, match=f"`batch_size` must be 1 or more, got {batch_size}"):
+    with pytest.raises(ValueError, match=f"`batch_size` must be a whole number >= 1, got {batch_size}"):
         collect_exits(make_model(), make_rows(), collate, batch_size=batch_size, progress=False)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import check_count
 from .exit_table import ExitTable
 
 
@@ -72,8 +73,7 @@ def reliability_bins(table: ExitTable, layer: int, bins: int = BINS) -> list[Rel
     """
     if layer not in table.exit_layers:
         raise ValueError(f"`layer` must be one of {', '.join(map(str, table.exit_layers))}, got {layer!r}.")
-    if bins < 1:
-        raise ValueError(f"`bins` must be 1 or more, got {bins!r}.")
+    bins = check_count("bins", bins)
     logits, labels = finite_rows(table, layer)
     confidence = np.exp(-cross_entropies(logits, logits.argmax(-1)))
     right = logits.argmax(-1) == labels

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import default_data_collator
 
+from ..checks import check_count, check_single_label
 from ..models.configuration_early_exit_deebert import class_names
 from ..models.exit_criteria_deebert import ExitCriterion, read_criterion
 from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score
@@ -64,15 +65,10 @@ def collect_exits(
     config = model.config
     if not hasattr(model.base_model, "off_ramps"):
         raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
-    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
-        raise ValueError(
-            f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but exits are "
-            "about one of several classes."
-        )
+    check_single_label("`model`", config)
     criterion = as_criterion(criterion)
     own_score = None if isinstance(criterion.score, str) else criterion.score
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be 1 or more, got {batch_size}.")
+    batch_size = check_count("batch_size", batch_size)
     loader = isinstance(dataset, torch.utils.data.DataLoader)
     if not loader and len(dataset) == 0:
         raise ValueError("`dataset` has no rows: give labelled ones.")

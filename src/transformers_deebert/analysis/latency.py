@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from ..checks import check_count
 from ..models.exit_criteria_deebert import check_fits_problem
 from .stock import check_off_ramps, token_limit
-from .timing import Turn, check_count, describe_machine, evaluating
+from .timing import Turn, describe_machine, evaluating
 
 
 if TYPE_CHECKING:

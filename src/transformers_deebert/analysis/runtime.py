@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..checks import check_count
 from ..models.exit_criteria_deebert import check_fits_problem
 from .decisions import Threshold
 from .stock import check_off_ramps, stock_model, token_limit
-from .timing import RuntimeFigure, check_count, describe_machine, plain_thresholds, time_thresholds
+from .timing import RuntimeFigure, describe_machine, plain_thresholds, time_thresholds
 
 
 # Headings and formats of the columns of [`RuntimeBenchmark.table`], for [`format_table`].

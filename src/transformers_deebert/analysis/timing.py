@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from ..checks import check_count
 from .decisions import Threshold, check_threshold, normalize_threshold
 
 
@@ -254,12 +254,6 @@ def plain_thresholds(thresholds: Sequence[Threshold], off_ramps: int) -> list[fl
     if len(thresholds) == 0:
         raise ValueError(f"`thresholds` must not be empty, got {thresholds!r}. Pass at least one.")
     return [normalize_threshold(check_threshold(threshold, off_ramps)) for threshold in thresholds]  # type: ignore[arg-type]
-
-
-def check_count(name: str, number: int, least: int = 1) -> None:
-    """Raises `ValueError` for what is no whole number, or below `least`."""
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
-        raise ValueError(f"`{name}` must be a whole number >= {least}, got {number!r}.")
 
 
 @contextmanager

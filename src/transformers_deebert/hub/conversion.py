@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedConfig
 
+from ..checks import has_vocabulary
 from ..families import find_family_of
 from ..folders import whole_folder
 from ..models.original_layouts_deebert import find_original_tensors
@@ -90,8 +91,7 @@ def load_tokenizer(old: str | os.PathLike, config: PreTrainedConfig, **kwargs: A
         tokenizer = AutoTokenizer.from_pretrained(old, config=config, **kwargs)
     except (OSError, ValueError, TypeError):
         tokenizer = None
-    # Without a vocabulary transformers makes a tokenizer that knows its special tokens only.
-    if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+    if tokenizer is None or not has_vocabulary(tokenizer):
         logger.warning("No tokenizer was found beside the checkpoint: add one to the converted folder.")
         return None
     return tokenizer

@@ -4,9 +4,9 @@ import copy
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from numbers import Integral
 from typing import Any
 
+from ..checks import check_count
 from ..models.configuration_early_exit_deebert import class_names
 from ..models.exit_plan_deebert import ExitPlan
 from ..processes import shared_state
@@ -308,13 +308,6 @@ def ordered(answers: Iterable[Prediction]) -> Iterator[Prediction]:
         while index in early:
             yield early.pop(index)
             index += 1
-
-
-def check_count(name: str, number: Any) -> int:
-    """Raises `ValueError` for what is no whole number, or below 1."""
-    if isinstance(number, bool) or not isinstance(number, Integral) or number < 1:
-        raise ValueError(f"`{name}` must be a whole number >= 1, got {number!r}.")
-    return int(number)
 
 
 def progress_bar(total: int | None, shown: bool) -> Any:

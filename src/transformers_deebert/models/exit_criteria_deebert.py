@@ -139,10 +139,14 @@ def check_thresholds(value, num_off_ramps: int, name: str = "early_exit_entropy"
     return values if is_list(value) else values * num_off_ramps
 
 
+def is_single_label(config) -> bool:
+    """Whether a model chooses one of several classes."""
+    return config.num_labels >= 2 and config.problem_type in (None, "single_label_classification")
+
+
 def check_fits_problem(config, score: str | Score, name: str) -> None:
     """Raises `ValueError` for a score of the library and a model that does not choose one of several classes."""
-    several = config.num_labels >= 2 and config.problem_type in (None, "single_label_classification")
-    if isinstance(score, str) and not several:
+    if isinstance(score, str) and not is_single_label(config):
         raise ValueError(
             f"`{name}` with the score {score!r} needs a model that chooses one of several classes, this one has "
             f"num_labels={config.num_labels} and problem_type={config.problem_type!r}: use `exit_layer`, a score of "

@@ -7,6 +7,7 @@ from transformers import EvalPrediction
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from ..analysis.report import check_report_packages
+from ..checks import check_single_label
 from ..models.inputs_deebert import check_labels
 from .evaluation_page import write_evaluation_page
 from .stage_trainer import StageTrainer
@@ -61,17 +62,12 @@ class MultiExitTrainer(StageTrainer):
         for name, good in (("batch_eval_metrics", False), ("eval_do_concat_batches", True)):
             if getattr(self.args, name) is not good:
                 raise ValueError(f"`{name}` is {not good}, but metrics are computed for each exit: set it to {good}.")
-        config = self.early_exit_model.config
         if not len(self.early_exit_model.base_model.off_ramps):
             raise ValueError(
                 f"`model` has no off-ramps to train: it has the exit layers {self.exit_layers}, so load it with more "
                 "than one layer, or another `off_ramp_layers`."
             )
-        if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
-            raise ValueError(
-                f"`model` has num_labels={config.num_labels} and problem_type={config.problem_type!r}, but off-ramps "
-                "are trained to choose one of several classes: load it as such a classifier."
-            )
+        check_single_label("`model`", self.early_exit_model.config)
 
     def check_batch(self, name, batch):
         labels, preprocess = batch.get("labels"), self.preprocess_logits_for_metrics
