@@ -6,7 +6,6 @@ import importlib
 import pkgutil
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -44,36 +43,54 @@ def test_names_that_moved(name, module):
 
 
 ROOMS = ("models", "inference", "analysis", "hub", "training", "workflow", "cli")  # imports go to the left
+ROOT = Path(transformers_deebert.__path__[0])
 
 
-def test_imports_go_one_way():
-    root = Path(transformers_deebert.__path__[0])
-    for path in root.rglob("*.py"):
-        room = path.relative_to(root).parts[0].removesuffix(".py")
-        for node in ast.walk(ast.parse(path.read_text())):  # inside functions as well
-            if not isinstance(node, ast.ImportFrom) or not node.level or room not in ROOMS:
-                continue
-            package = path.relative_to(root).parts[:-1]
-            target = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]
-            if target[0] in ROOMS:
-                assert ROOMS.index(target[0]) <= ROOMS.index(room), f"{path} imports {'.'.join(target)}"
+def imports_of(path: Path) -> set[str]:
+    """Packages and, with a leading dot, modules of the library that a file imports, inside functions as well."""
+    found, package = set(), path.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name.split(".")[0] for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            start = ["", *package[: len(package) - node.level + 1], *filter(None, [node.module])]
+            found |= {".".join([*start, name.name]) for name in node.names} | {".".join(start)}
+    return found
+
+
+def test_imports_go_one_way_without_circles():
+    files = {
+        ".".join(["", *path.relative_to(ROOT).with_suffix("").parts]).removesuffix(".__init__"): path
+        for path in ROOT.rglob("*.py")
+    }
+    reached = {name: imports_of(path) & files.keys() - {name} for name, path in files.items()}
+    for middle in files:  # whatever a module imports, and what that imports
+        for name in files:
+            if middle in reached[name]:
+                reached[name] = reached[name] | reached[middle]
+    for name, others in reached.items():
+        assert name not in others, f"{name} imports itself through {[one for one in others if name in reached[one]]}"
+        room = name.split(".")[1] if name else ""
+        later = ROOMS[ROOMS.index(room) + 1 :] if room in ROOMS else ()
+        assert not [one for one in others if one and one.split(".")[1] in later], f"{name} reaches {others}"
 
 
 def test_extras_bring_what_is_imported():
-    """Packages that a room imports are among those of the extras that its names ask for, and each of these is used."""
-    root = Path(transformers_deebert.__path__[0])
+    """Each package of an extra is imported, and each package that is imported comes with an extra or transformers."""
+    tomllib = pytest.importorskip("tomllib")  # Python 3.11; the installed metadata may be those of an older checkout
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
     extras = {
-        requirement.split(";")[0].strip().partition(">")[0]
-        for requirement in metadata.requires("transformers-deebert")
-        if "extra == 'analysis'" in requirement.replace('"', "'")
+        extra: {requirement.partition(">")[0] for requirement in project["optional-dependencies"][extra]}
+        for extra in ("train", "analysis", "onnx")
     }
-    found = set()
-    for path in root.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            names += [one.name for one in node.names] if isinstance(node, ast.Import) else []
-            found |= {name.split(".")[0] for name in names}
-    assert extras <= found
+    found = set().union(*(imports_of(path) for path in ROOT.rglob("*.py")))
+    brought = set().union(*extras.values()) - {"onnxscript"}  # torch's exporter imports it
+    assert brought <= found
+    others = {name for name in found if name and name[0] != "."} - sys.stdlib_module_names - brought
+    of_these = {"huggingface_hub", "numpy", "pyarrow", "safetensors", "torch", "tqdm", "transformers"}
+    assert others <= {*of_these, "evaluate", "peft"}  # where they are installed
 
 
 @pytest.mark.parametrize("name", MODULES)
