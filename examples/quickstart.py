@@ -3,12 +3,15 @@
     pip install "transformers-deebert[examples]"
     python examples/quickstart.py --output_dir quickstart-output
 
-Fine-tunes a 6-layer BERT in two stages on 8,000 movie-review sentences, chooses a threshold, shows what it costs and
-what it saves, saves the checkpoint and classifies six sentences with early exit.
+Fine-tunes a 6-layer BERT in two stages on movie-review sentences and classifies six sentences with early exit: first
+after a minute of training, then after all of it. Chooses a threshold, shows what it costs and what it saves, and saves
+the checkpoint with its card and a report. `--full` trains for longer and times all test sentences.
 """
 
 import sys
+import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import quickstart_data
@@ -25,8 +28,10 @@ from transformers import (
 )
 
 from transformers_deebert import (
+    BackboneTrainer,
     DeeBertForSequenceClassification,
     DeeBertTrainingArguments,
+    OffRampTrainer,
     TwoStageTrainer,
     apply_threshold,
     collect_exits,
@@ -37,14 +42,17 @@ from transformers_deebert import (
 from transformers_deebert.analysis import plot_trade_off, sweep_thresholds, time_thresholds, write_json
 
 
-SENTENCES = (
-    "A warm, funny and utterly charming film.",
-    "The actors do their best, but the plot goes nowhere.",
-    "Slow, yes, but it rewards every minute of your patience.",
-    "Not a masterpiece, but a pleasure from start to end.",
-    "An unforgettable performance in an otherwise forgettable film.",
-    "Two hours of my life that I will never get back.",
-)
+SENTENCES = {
+    "A warm, funny and utterly charming film.": "positive",
+    "The actors do their best, but the plot goes nowhere.": "negative",
+    "Slow, yes, but it rewards every minute of your patience.": "positive",
+    "Not a masterpiece, but a pleasure from start to end.": "positive",
+    "An unforgettable performance in an otherwise forgettable film.": "negative",
+    "Two hours of my life that I will never get back.": "negative",
+}
+FIRST_ROWS = 2000  # that the first answers come from
+FIRST_THRESHOLD = 0.4  # nats, for these
+TIMED_ROWS = 200
 MAX_LENGTH = 128
 MAX_DROP = 0.01  # of accuracy against full depth, on the sentences that the threshold is chosen on
 SHOWN = (0.0, 0.1, 0.2, 0.4, 0.6)  # thresholds in the table
@@ -54,7 +62,10 @@ SHOWN = (0.0, 0.1, 0.2, 0.4, 0.6)  # thresholds in the table
 class QuickstartArguments:
     output_dir: str = field(default="quickstart-output", metadata={"help": "New or empty folder for the results."})
     train_samples: int = field(default=quickstart_data.TRAIN_ROWS, metadata={"help": "Sentences to train on."})
-    epochs: float = field(default=2, metadata={"help": "Epochs of stage 1, the backbone."})
+    full: bool = field(
+        default=False, metadata={"help": "Train two epochs on all sentences at once, time all test sentences."}
+    )
+    epochs: float | None = field(default=None, metadata={"help": "Epochs of stage 1; 1, or 2 with --full."})
     off_ramp_epochs: float = field(default=10, metadata={"help": "Epochs of stage 2, the off-ramps."})
     off_ramp_pooling: str = field(
         default="mean",
@@ -73,6 +84,8 @@ class QuickstartArguments:
             )
         if not 1 <= self.train_samples <= quickstart_data.TRAIN_ROWS:
             raise ValueError(f"`train_samples` must be 1 to {quickstart_data.TRAIN_ROWS}, got {self.train_samples}.")
+        if self.epochs is None:
+            self.epochs = 2 if self.full else 1
         if self.repeats < 1:
             raise ValueError(f"`repeats` must be 1 or more, got {self.repeats}.")
 
@@ -85,9 +98,13 @@ def encode(rows: list[dict], tokenizer) -> Dataset:
     )
 
 
-def stage_arguments(arguments: QuickstartArguments, **of_the_stage) -> DeeBertTrainingArguments:
-    return DeeBertTrainingArguments(
-        output_dir=arguments.output_dir,
+def stage_arguments(
+    arguments: QuickstartArguments, folder: str | None = None
+) -> tuple[DeeBertTrainingArguments, DeeBertTrainingArguments]:
+    """Of stage 1, the backbone, and of stage 2, the off-ramps."""
+    common = partial(
+        DeeBertTrainingArguments,
+        output_dir=folder or arguments.output_dir,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
         warmup_steps=0.1,
@@ -96,21 +113,34 @@ def stage_arguments(arguments: QuickstartArguments, **of_the_stage) -> DeeBertTr
         disable_tqdm=False,
         seed=arguments.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
-        **of_the_stage,
+    )
+    return (
+        # Batches of sentences of like length: half as much padding, nearly twice as fast.
+        common(num_train_epochs=arguments.epochs, learning_rate=1e-4, train_sampling_strategy="group_by_length"),
+        common(num_train_epochs=arguments.off_ramp_epochs, learning_rate=1e-3),
     )
 
 
-def classify(folder: str, sentences: tuple[str, ...]) -> list[dict]:
-    """What a user of the saved checkpoint writes."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModelForSequenceClassification.from_pretrained(folder)
+def first_answers(model, rows: Dataset, tokenizer, arguments: QuickstartArguments) -> list[dict]:
+    """Both stages on a few sentences, and what the model then answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        for trainer, args in zip((BackboneTrainer, OffRampTrainer), stage_arguments(arguments, folder), strict=True):
+            common = {"data_collator": DataCollatorWithPadding(tokenizer), "processing_class": tokenizer}
+            trainer(model, args, train_dataset=rows, **common).train()
+    return classify(model.eval(), tokenizer, early_exit_entropy=FIRST_THRESHOLD)
+
+
+def classify(model, tokenizer, **settings) -> list[dict]:
+    """The sentences, what the model makes of them, and whether that is correct."""
+    inputs = tokenizer(list(SENTENCES), padding=True, return_tensors="pt").to(model.device)
     with torch.inference_mode():
-        output = model(**tokenizer(list(sentences), padding=True, return_tensors="pt"))
+        output = model(**inputs, **settings)
     scores, labels = output.logits.softmax(-1).max(-1)
+    names = [model.config.id2label[label] for label in labels.tolist()]
     return [
-        {"label": model.config.id2label[label], "score": score, "exit_layer": layer, "sentence": sentence}
-        for label, score, layer, sentence in zip(
-            labels.tolist(), scores.tolist(), output.exit_layers.tolist(), sentences, strict=True
+        {"label": name, "correct": name == label, "score": score, "exit_layer": layer, "sentence": sentence}
+        for (sentence, label), name, score, layer in zip(
+            SENTENCES.items(), names, scores.tolist(), output.exit_layers.tolist(), strict=True
         )
     ]
 
@@ -135,8 +165,8 @@ def main(argv: list[str] | None = None) -> dict:
         tokenizer = AutoTokenizer.from_pretrained(base_model)
         encoded = {name: encode(rows, tokenizer) for name, rows in splits.items()}
 
-    with phases("training", "Two-stage fine-tuning: the backbone, then the off-ramps"):
-        set_seed(arguments.seed)
+    set_seed(arguments.seed)
+    with phases("first", f"A first look: both stages on {FIRST_ROWS:,} sentences"):
         model = DeeBertForSequenceClassification.from_pretrained(
             base_model,
             id2label=dict(enumerate(quickstart_data.LABELS)),
@@ -144,17 +174,17 @@ def main(argv: list[str] | None = None) -> dict:
             off_ramp_pooling=arguments.off_ramp_pooling,
             off_ramp_head="linear",  # as good as "pooler" here, and cheaper: at batch size 1 and 384 wide it counts
         )
+        rows = encoded["train"]
+        if not arguments.full and len(rows) > FIRST_ROWS:
+            print_answers(first_answers(model, rows.select(range(FIRST_ROWS)), tokenizer, arguments), FIRST_THRESHOLD)
+            rows = rows.select(range(FIRST_ROWS, len(rows)))
+
+    with phases("training", f"Two-stage fine-tuning on {len(rows):,} sentences: the backbone, then the off-ramps"):
         trainer = TwoStageTrainer(
-            model=model,
-            backbone_args=stage_arguments(
-                arguments,
-                num_train_epochs=arguments.epochs,
-                learning_rate=1e-4,
-                train_sampling_strategy="group_by_length",  # half as much padding: nearly twice as fast
-            ),
-            off_ramp_args=stage_arguments(arguments, num_train_epochs=arguments.off_ramp_epochs, learning_rate=1e-3),
+            model,
+            *stage_arguments(arguments),
             data_collator=DataCollatorWithPadding(tokenizer),
-            train_dataset=encoded["train"],
+            train_dataset=rows,
             processing_class=tokenizer,
         )
         trainer.train()
@@ -167,16 +197,27 @@ def main(argv: list[str] | None = None) -> dict:
         choice = pick_threshold(validation, max_score_drop=MAX_DROP, reading=test)
         points = sweep_thresholds(test, sorted({*SHOWN, choice.threshold}))
 
-    with phases("timing", f"Wall clock at batch size 1, {arguments.repeats} alternating passes"):
+    timed = encoded["test"] if arguments.full else encoded["test"].select(range(min(TIMED_ROWS, len(encoded["test"]))))
+    passes = f"{arguments.repeats} alternating passes over {len(timed):,} of the test sentences"
+    with phases("timing", f"Wall clock at batch size 1, {passes}"):
         thresholds = [point.threshold for point in points[1:]]
-        figures = time_thresholds(model, list(encoded["test"]), thresholds, repeats=arguments.repeats)
+        figures = time_thresholds(model, list(timed), thresholds, repeats=arguments.repeats)
 
     if choice.met:
         apply_threshold(model, choice)  # the checkpoint exits as it was tuned
     trainer.save_model()
     numbers = collect_numbers(trainer, splits, test, points, figures, choice)
-    numbers |= {"seed": arguments.seed, "max_length": MAX_LENGTH, "example": SENTENCES[0], "seconds": phases.seconds}
+    numbers |= {
+        "seed": arguments.seed,
+        "max_length": MAX_LENGTH,
+        "example": next(iter(SENTENCES)),
+        "seconds": phases.seconds,
+    }
     output = Path(arguments.output_dir)
+    if len(rows) < len(splits["train"]):
+        numbers["data"]["description"] += (
+            f" Both stages ran on {FIRST_ROWS:,} of the training sentences first, then on the others."
+        )
     write_model_card(output, numbers)
     if arguments.numbers:
         write_json(arguments.numbers, numbers)
@@ -190,9 +231,12 @@ def main(argv: list[str] | None = None) -> dict:
     )
     title = f"Early exit: {numbers['model_name']}"
     facts = {"model": "MiniLM-L6, 6 layers", "data": "movie-review sentences"}
-    make_report(validation, reading=test, title=title, facts=facts).save(output / "report.html")
+    with phases("report", "The report"):
+        make_report(validation, reading=test, title=title, facts=facts).save(output / "report.html")
     print_report(numbers)
-    print_answers(classify(arguments.output_dir, SENTENCES), numbers)
+    print(f"\nThe saved checkpoint, which exits at S = {choice.threshold:.4g} unless a call says otherwise:")
+    saved = AutoModelForSequenceClassification.from_pretrained(output)  # what a user of it writes
+    print_answers(classify(saved, AutoTokenizer.from_pretrained(output)))
     print(f"\nIn {output}: the checkpoint, its card (README.md), report.html, trade_off.png and numbers.json.")
     print(f"{sum(phases.seconds.values()) / 60:.1f} minutes in all.")
     return numbers

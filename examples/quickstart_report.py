@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import textwrap
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ PACKAGES = ("transformers-deebert", "transformers", "torch", "tokenizers", "acce
 USES = {"train": "both training stages", "validation": "choosing the threshold", "test": "all figures in this card"}
 
 
+LIFE_SIGN = 5  # seconds between two lines while a phase runs
+
+
 class Phases:
     """Announces each phase of the run and keeps its seconds."""
 
@@ -34,7 +38,19 @@ class Phases:
     def __call__(self, name: str, announcement: str):
         print(f"\n[{len(self.seconds) + 1}] {announcement}", flush=True)
         start = time.perf_counter()
-        yield
+        done = threading.Event()
+
+        def show_life() -> None:
+            while not done.wait(LIFE_SIGN):
+                print(f"    … {time.perf_counter() - start:.0f} s", flush=True)
+
+        clock = threading.Thread(target=show_life, daemon=True)
+        clock.start()
+        try:
+            yield
+        finally:
+            done.set()
+            clock.join()
         self.seconds[name] = round(time.perf_counter() - start, 1)
         print(f"    {self.seconds[name]:.0f} s", flush=True)
 
@@ -135,7 +151,10 @@ def print_report(numbers: Mapping) -> None:
     }
     scores = "  ".join(f"{score:.1%}" for score in numbers["layer_scores"])
     print(f"\nAccuracy of layers 1 to {numbers['layers']}, each alone: {scores}")
-    print(f"\nAccuracy against time, on {numbers['rows_scored']:,} unseen sentences, one at a time:\n")
+    print(
+        f"\nAccuracy on {numbers['rows_scored']:,} unseen sentences; time on {numbers['timing']['rows']:,} of them, "
+        "one at a time:\n"
+    )
     print(format_table([{**row, "score_points": 100 * row["score_change"]} for row in numbers["trade_off"]], columns))
     print("\n" + textwrap.fill(numbers["chosen"]["how"], 100))
     gap = numbers["timing"]["control_gap"]
@@ -143,12 +162,15 @@ def print_report(numbers: Mapping) -> None:
         print(f"\nThe machine was busy: the same model, timed twice, differed by {gap:.0%}. Do not trust the times.")
 
 
-def print_answers(answers: Sequence[Mapping], numbers: Mapping) -> None:
+def print_answers(answers: Sequence[Mapping], threshold: float | None = None) -> None:
     columns = {
         "label": ("label", ""),
+        "verdict": ("", ""),
         "score": ("score", ".1%"),
         "exit_layer": ("exit layer", "d"),
         "sentence": ("sentence", ""),
     }
-    print(f"\nThe saved checkpoint, which exits at S = {numbers['default_threshold']:g} unless told otherwise:\n")
-    print(format_table(answers, columns))
+    if threshold is not None:
+        print(f"\nAn exit at the first off-ramp with an entropy below {threshold:g} nats:")
+    rows = [answer | {"verdict": "correct" if answer["correct"] else "incorrect"} for answer in answers]
+    print(f"\n{format_table(rows, columns)}", flush=True)

@@ -208,9 +208,10 @@ class TestQuickstart:
         return quickstart
 
     @pytest.mark.gradients
-    def test_runs_to_the_saved_checkpoint(self, quickstart, tmp_path, capsys):
+    def test_runs_to_the_saved_checkpoint(self, quickstart, tmp_path, capsys, monkeypatch):
         output, stored = tmp_path / "out", tmp_path / "stored.json"
         arguments = ["--output_dir", str(output), "--numbers", str(stored), "--epochs", "1", "--off_ramp_epochs", "1"]
+        monkeypatch.setattr(quickstart, "FIRST_ROWS", 32)
         numbers = quickstart.main([*arguments, "--train_samples", "64", "--repeats", "1"])
 
         assert json.loads(stored.read_text()) == json.loads((output / "numbers.json").read_text())
@@ -225,7 +226,9 @@ class TestQuickstart:
         printed = capsys.readouterr().out
         for sentence in quickstart.SENTENCES:
             assert sentence in printed
-        assert "exit layer" in printed
+        assert printed.count("exit layer") == 2  # after the first rows, and after all
+        assert printed.count("correct") >= 2 * len(quickstart.SENTENCES)
+        assert "time on 20 of them" in printed
         assert "speed-up" in printed
 
     def test_keeps_off_a_folder_in_use(self, quickstart, tmp_path):
