@@ -11,9 +11,9 @@ import onnx
 import onnxruntime
 import torch
 
-from transformers_deebert.inference.onnx_int8 import quantize_layers
-from transformers_deebert.inference.onnx_model import session_options
-from transformers_deebert.inference.onnx_segments import export_module
+from transformers_deebert.inference.onnx.model import session_options
+from transformers_deebert.inference.onnx.quantization import quantize_layers
+from transformers_deebert.inference.onnx.segments import export_module
 
 
 INPUTS = ["input_ids", "attention_mask", "token_type_ids"]

@@ -65,8 +65,8 @@ if TYPE_CHECKING:
     from .analysis.threshold_choice import ThresholdChoice, pick_threshold
     from .hub.applied_threshold import apply_threshold
     from .hub.model_card import write_model_card
-    from .inference.onnx_export import export_onnx
-    from .inference.onnx_model import OnnxEarlyExitModel
+    from .inference.onnx.export import export_onnx
+    from .inference.onnx.model import OnnxEarlyExitModel
     from .training.backbone_trainer import BackboneTrainer
     from .training.multi_exit_trainer import MultiExitTrainer
     from .training.off_ramp_trainer import OffRampTrainer
@@ -89,8 +89,8 @@ _LAZY = {
     "analysis.threshold_choice": ("analysis", ["ThresholdChoice", "pick_threshold"]),
     "hub.applied_threshold": ("analysis", ["apply_threshold"]),
     "hub.model_card": ("analysis", ["write_model_card"]),
-    "inference.onnx_export": ("onnx", ["export_onnx"]),
-    "inference.onnx_model": ("onnx", ["OnnxEarlyExitModel"]),
+    "inference.onnx.export": ("onnx", ["export_onnx"]),
+    "inference.onnx.model": ("onnx", ["OnnxEarlyExitModel"]),
     "training.backbone_trainer": ("train", ["BackboneTrainer"]),
     "training.multi_exit_trainer": ("train", ["MultiExitTrainer"]),
     "training.off_ramp_trainer": ("train", ["OffRampTrainer"]),

@@ -164,7 +164,7 @@ def check_texts(cells: list, name: str, indices: Sequence[int]) -> list[str]:
 
 def token_limit(tokenizer: Any, model: Any, max_length: int | None, pair: bool) -> int | None:
     """The most tokens a row may have, `None` without a limit."""
-    table = model.base_model.max_tokens()
+    table = model.max_tokens()
     if max_length is None:
         # Without a limit of its own a tokenizer says 1e30.
         limits = [limit for limit in (table, tokenizer.model_max_length) if limit is not None and limit < 1e9]

@@ -26,6 +26,7 @@ from .hub.applied_threshold import apply_threshold
 from .hub.model_card import write_model_card
 from .labels import UNLABELLED
 from .messages import listed, note
+from .models.exit_loop_deebert import has_exits
 from .rows import encode_rows, find_columns, without_invalid
 from .training.card_numbers import run_numbers, trade_off_numbers
 from .training.off_ramp_trainer import OffRampTrainer
@@ -195,7 +196,7 @@ def load(
     if isinstance(model, (str, os.PathLike)):
         model, own = load_backbone(str(model), revision, device, **settings)
         return model, own if tokenizer is None else tokenizer
-    if not hasattr(getattr(model, "base_model", None), "off_ramps") or model.base_model is model:
+    if not has_exits(model):
         raise ValueError(
             f"`model` is a `{type(model).__name__}`, which has no off-ramps: give a checkpoint, or make one with "
             "`from_backbone`."

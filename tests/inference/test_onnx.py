@@ -34,7 +34,7 @@ from transformers_deebert import (
     pick_threshold,
 )
 from transformers_deebert.cli import main
-from transformers_deebert.inference.onnx_export import tell_of_defaults
+from transformers_deebert.inference.onnx.export import tell_of_defaults
 
 
 # Exporting takes seconds a layer: BERT and the family least like it are always tested, the others with the slow.
@@ -154,7 +154,7 @@ def spy_on(model, monkeypatch, note):
             seen.append(note(feeds))
             return self.session.run(outputs, feeds)
 
-    monkeypatch.setattr(model.backbone, "sessions", [Spy(session) for session in model.backbone.sessions])
+    monkeypatch.setattr(model, "sessions", [Spy(session) for session in model.sessions])
     return seen
 
 

@@ -15,6 +15,7 @@ from transformers import default_data_collator
 from ..checks import check_count, check_single_label
 from ..models.configuration_early_exit_deebert import class_names
 from ..models.exit_criteria_deebert import ExitCriterion, read_criterion
+from ..models.exit_loop_deebert import has_exits
 from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score
 from ..processes import shared_state
 from .decisions import check_labels
@@ -63,7 +64,7 @@ def collect_exits(
             `output_dir` or with a `DataLoader`.
     """
     config = model.config
-    if not hasattr(model.base_model, "off_ramps"):
+    if not has_exits(model):
         raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
     check_single_label("`model`", config)
     criterion = as_criterion(criterion)

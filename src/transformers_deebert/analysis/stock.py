@@ -5,6 +5,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
 from ..models.configuration_early_exit_deebert import EarlyExitConfigMixin
+from ..models.exit_loop_deebert import has_exits
 
 
 def stock_model(model: PreTrainedModel) -> PreTrainedModel:
@@ -44,10 +45,9 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
 
 def check_off_ramps(model: PreTrainedModel) -> None:
     """Raises `ValueError` for anything but a classifier with off-ramps."""
-    base = getattr(model, "base_model", None)
-    if not hasattr(base, "off_ramps"):
+    if not hasattr(model, "exit_layers"):
         raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
-    if base is model:
+    if not has_exits(model):
         raise ValueError(
             f"`model` is a `{type(model).__name__}`, a base model without a head: pass the family's "
             "`Dee…ForSequenceClassification`."
@@ -56,4 +56,4 @@ def check_off_ramps(model: PreTrainedModel) -> None:
 
 def token_limit(model: Any) -> int | None:
     """Number of tokens that a classifier's position table holds, `None` without such a table."""
-    return model.base_model.max_tokens()
+    return model.max_tokens()

@@ -32,7 +32,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..inference.onnx_export import export_onnx
+    from ..inference.onnx.export import export_onnx
 
     model, tokenizer = load_model(options.checkpoint, options.revision)
     folder = export_onnx(

@@ -9,9 +9,10 @@ from ..analysis.tables import write_json
 from ..analysis.threshold_choice import ThresholdChoice
 from ..families import FAMILIES
 from ..folders import write_text
-from ..inference.onnx_folder import NOTES_FILE
+from ..inference.onnx.folder import NOTES_FILE
 from ..models.configuration_early_exit_deebert import check_temperatures, layers_of_exits
 from ..models.exit_criteria_deebert import check_thresholds
+from ..models.exit_loop_deebert import has_exits
 from ..models.exit_scores_deebert import SCORES
 from .model_card import NUMBERS_FILE, read_numbers, write_model_card
 
@@ -36,7 +37,7 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     if not choice.met:
         raise ValueError(f"`choice` does not meet its target ({choice.reason}): choose another target.")
     if not isinstance(model, (str, os.PathLike)):
-        if not hasattr(getattr(model, "base_model", None), "off_ramps"):
+        if not has_exits(model):
             raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
         settings = settings_of(choice, model.config.exit_layers, model.config.num_labels)
         if hasattr(model, "exported_temperatures"):

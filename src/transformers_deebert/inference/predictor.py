@@ -8,6 +8,7 @@ from typing import Any
 
 from ..checks import check_count
 from ..models.configuration_early_exit_deebert import class_names
+from ..models.exit_loop_deebert import has_exits
 from ..models.exit_plan_deebert import ExitPlan
 from ..processes import shared_state
 from .predictions import Answers, Prediction, Predictions, predictions_of
@@ -72,8 +73,7 @@ class EarlyExitPredictor:
     ):
         unwrap = getattr(model, "get_base_model", None)
         self.model = model if unwrap is None else unwrap()
-        base: Any = getattr(self.model, "base_model", None)
-        if not hasattr(base, "off_ramps") or base is self.model:
+        if not has_exits(self.model):
             raise ValueError(
                 f"`model` is a `{type(self.model).__name__}`, but this needs a classifier with off-ramps: load it "
                 "with `AutoModelForSequenceClassification`, or make one with `from_backbone` and train it."
@@ -81,7 +81,7 @@ class EarlyExitPredictor:
         self.batch_size = check_count("batch_size", batch_size)
         self.window = check_count("window", window)
         self.max_length = None if max_length is None else check_count("max_length", max_length)
-        limit = base.max_tokens()
+        limit = self.model.max_tokens()
         if limit is not None and self.max_length is not None and self.max_length > limit:
             raise ValueError(
                 f"`max_length` is {max_length}, but the position table of this model holds {limit}: set it to at most "
@@ -245,12 +245,11 @@ class EarlyExitPredictor:
         if self.model.training:
             raise ValueError("The model is in training mode, where nobody exits early: call `model.eval()` first.")
         plan = self.model.make_plan(**exits, output_off_ramp_logits=False)
-        base = self.model.base_model
         reader = RowReader(
             tokenizer=self.tokenizer,
-            names=tuple(dict.fromkeys((*base.embedding_inputs, *base.layer_inputs))),
-            vocabulary=base.vocabulary(),
-            limit=base.max_tokens(),
+            names=self.model.token_inputs,
+            vocabulary=self.model.vocabulary(),
+            limit=self.model.max_tokens(),
             max_length=self.max_length,
             text_columns=columns if columns is None else tuple(columns),
         )

@@ -40,6 +40,16 @@ class EarlyExitClassifier(EarlyExitLoading):
         return self.classifier(hidden)
 
     @property
+    def token_inputs(self) -> tuple[str, ...]:
+        return self.base_model.token_inputs
+
+    def max_tokens(self) -> int | None:
+        return self.base_model.max_tokens()
+
+    def vocabulary(self) -> int:
+        return self.base_model.vocabulary()
+
+    @property
     def exit_layers(self) -> tuple[int, ...]:
         return self.config.exit_layers
 

@@ -13,8 +13,8 @@ from transformers.utils.output_capturing import capture_outputs
 from .exit_loop_deebert import LayerRunner, LoopOutput, run_call
 from .exit_plan_deebert import ExitPlan, make_exit_plan
 from .exit_scores_deebert import ExitCandidate
-from .inputs_deebert import check_ids, check_mask, check_tokens
-from .layer_state_deebert import LayerState, is_left_aligned, rotate_columns, rotation
+from .inputs_deebert import prepare_tokens
+from .layer_state_deebert import LayerState
 from .loading_deebert import EarlyExitLoading, postponed_checkpointing
 from .off_ramps_deebert import OffRamp, OffRampPooler, init_off_ramp
 from .outputs_deebert import EarlyExitModelOutput, select_states
@@ -113,45 +113,24 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     # ---- the same for all
 
-    def begin(self, input_ids=None, attention_mask=None, inputs_embeds=None, **inputs):
+    def begin(self, **inputs):
         """
-        Checks the inputs, turns every row so that its first attended token is in column 0 (left padding then is the
-        same case as right padding), and embeds them.
+        Checks, aligns and embeds the token arguments of a call, see [`prepare_tokens`].
 
         Returns:
-            The [`LayerState`] in front of layer 1, and the `(rows, width)` columns it was rotated by, `None` where
-            every row is known to start in column 0.
+            The [`LayerState`] in front of layer 1, and the `(rows, width)` columns it was rotated by, or `None`.
         """
-        tokens = check_tokens(input_ids, inputs_embeds)
-        check_ids("input_ids", input_ids, self.vocabulary())
+        sizes = {"input_ids": self.vocabulary()}
         if "token_type_ids" in self.embedding_inputs:
-            check_ids("token_type_ids", inputs.get("token_type_ids"), self.config.type_vocab_size)
-        rows, width = tokens.shape[:2]
-        limit = self.max_tokens()
-        if limit is not None and width > limit and inputs.get("position_ids") is None:
-            raise ValueError(
-                f"The input has {width} tokens a row, but the position table of this model holds {limit}: "
-                "truncate it, for example with `tokenizer(..., truncation=True)`."
-            )
-        mask = check_mask(attention_mask, tokens)
-        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, **inputs}
-        for name, tensor in inputs.items():
-            if tensor is not None and tensor.shape[1] != width:
-                raise ValueError(
-                    f"`{name}` has the shape {tuple(tensor.shape)}, but the input has {width} tokens a row: give one "
-                    f"each."
-                )
-        # One row of positions or segments may stand for the whole batch, as in the stock models.
-        inputs = {
-            name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in inputs.items() if tensor is not None
-        }
-        columns = None if is_left_aligned(mask) else rotation(mask)
-        if columns is not None:
-            mask = rotate_columns(mask, columns)
-            inputs = {name: rotate_columns(tensor, columns) for name, tensor in inputs.items()}
+            sizes["token_type_ids"] = self.config.type_vocab_size
+        mask, inputs, columns = prepare_tokens(inputs, self.max_tokens(), sizes)
         embedded = self.embed(mask, **{name: inputs.get(name) for name in self.embedding_inputs})
         further = {name: inputs[name] for name in self.layer_inputs if name in inputs}
         return LayerState.begin(embedded, mask, **further), columns
+
+    @property
+    def token_inputs(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.embedding_inputs, *self.layer_inputs)))
 
     @property
     def exit_layers(self) -> tuple[int, ...]:

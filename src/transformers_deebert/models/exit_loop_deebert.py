@@ -16,6 +16,16 @@ class LayerRunner(Protocol):
     """What the loop, the scheduler of the predictor and the exit table need of a model, on whatever runtime it is."""
 
     @property
+    def token_inputs(self) -> tuple[str, ...]:
+        """Names of the token arguments that [`begin`] takes, without the mask."""
+
+    def max_tokens(self) -> int | None:
+        """Number of tokens that its position table holds, `None` without such a table."""
+
+    def vocabulary(self) -> int:
+        """Number of tokens that it knows."""
+
+    @property
     def exit_layers(self) -> tuple[int, ...]:
         """The layers that an exit stands behind, the head's last; 0: the embeddings."""
 
@@ -36,6 +46,11 @@ class LayerRunner(Protocol):
 
     def readout(self, hidden: torch.Tensor) -> torch.Tensor:
         """What off-ramps and head read of states `(rows, tokens, hidden)`."""
+
+
+def has_exits(model) -> bool:
+    """Whether a model is a classifier with exits, on whatever runtime: not a stock model, nor a base model."""
+    return bool(getattr(model, "has_head", False)) and hasattr(model, "exit_layers")
 
 
 @dataclass

@@ -44,7 +44,7 @@ def entropy(logits: torch.Tensor) -> torch.Tensor:
         `torch.FloatTensor` of shape `(…)`, between 0 and ln(labels); NaN where a logit is not finite.
     """
     log_probabilities = logits.float().log_softmax(-1)
-    return log_probabilities.exp().mul(log_probabilities).sum(-1).neg().clamp(min=0)
+    return log_probabilities.exp().mul(log_probabilities).sum(-1).neg().relu()
 
 
 def prediction_entropy(candidate: ExitCandidate) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 import torch
 
+from .layer_state_deebert import is_left_aligned, rotate_columns, rotation
+
 
 def check_tokens(input_ids, inputs_embeds) -> torch.Tensor:
     """The one of both that was given; raises `ValueError` for both, none, or a wrong shape."""
@@ -30,6 +32,47 @@ def check_mask(attention_mask, tokens: torch.Tensor) -> torch.Tensor:
             "and 0 for others."
         )
     return attention_mask.ne(0).long()
+
+
+def prepare_tokens(
+    inputs: dict, limit: int | None, sizes: dict[str, int | None]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor | None]:
+    """
+    Checks the token arguments of a call, and turns every row so that its first attended token is in column 0 (left
+    padding then is the same case as right padding).
+
+    Args:
+        inputs (`dict`): The token arguments of `forward`, `None` where not given.
+        limit (`int`, *optional*): Number of tokens that the position table holds.
+        sizes (`dict`): Rows of the tables that ids are looked up in, by the argument's name.
+
+    Returns:
+        The mask `(rows, width)`, the other arguments that were given, and the `(rows, width)` columns that rows were
+        rotated by, `None` where every row is known to start in column 0.
+    """
+    tokens = check_tokens(inputs.get("input_ids"), inputs.get("inputs_embeds"))
+    for name, size in sizes.items():
+        check_ids(name, inputs.get(name), size)
+    rows, width = tokens.shape[:2]
+    if limit is not None and width > limit and inputs.get("position_ids") is None:
+        raise ValueError(
+            f"The input has {width} tokens a row, but the position table of this model holds {limit}: truncate it, "
+            "for example with `tokenizer(..., truncation=True)`."
+        )
+    mask = check_mask(inputs.get("attention_mask"), tokens)
+    given = {name: one for name, one in inputs.items() if one is not None and name != "attention_mask"}
+    for name, tensor in given.items():
+        if tensor.shape[1] != width:
+            raise ValueError(
+                f"`{name}` has the shape {tuple(tensor.shape)}, but the input has {width} tokens a row: give one each."
+            )
+    # One row of positions or segments may stand for the whole batch, as in the stock models.
+    given = {name: tensor.expand(rows, *tensor.shape[1:]) for name, tensor in given.items()}
+    columns = None if is_left_aligned(mask) else rotation(mask)
+    if columns is not None:
+        mask = rotate_columns(mask, columns)
+        given = {name: rotate_columns(tensor, columns) for name, tensor in given.items()}
+    return mask, given, columns
 
 
 def check_ids(name: str, ids, size: int | None) -> None:

@@ -23,6 +23,8 @@ class LayerState:
         layer (`int`): Number of layers applied.
         padding (`bool`, *optional*): Whether any cell is masked, where the host knows it; `None` where it does not.
         context (`dict`, *optional*): Arguments derived for the layers, `None` until built.
+        exit_logits (`torch.FloatTensor` of shape `(rows, labels)`, *optional*):
+            Of the exit behind the last applied layer, where the runtime computes both at once.
     """
 
     hidden: torch.Tensor
@@ -34,6 +36,7 @@ class LayerState:
     layer: int = 0
     padding: bool | None = None
     context: dict | None = None
+    exit_logits: torch.Tensor | None = None
 
     @classmethod
     def begin(cls, hidden: torch.Tensor, mask: torch.Tensor, **tokens: torch.Tensor) -> "LayerState":
@@ -53,6 +56,7 @@ class LayerState:
             memory={name: tensor[index] for name, tensor in self.memory.items()},
             padding=None,
             context=None,
+            exit_logits=None,
         )
 
     def resize(self, width: int) -> "LayerState":
@@ -66,6 +70,7 @@ class LayerState:
             tokens={name: resize_columns(tensor, width) for name, tensor in self.tokens.items()},
             padding=None,
             context=None,
+            exit_logits=None,
         )
 
     def active_mask(self) -> torch.Tensor:
@@ -101,6 +106,7 @@ class LayerState:
             memory={name: torch.cat([state.memory[name] for state in states]) for name in first.memory},
             padding=None,
             context=None,
+            exit_logits=None,
         )
 
 

@@ -7,6 +7,7 @@ from threading import Lock
 
 from transformers import PreTrainedTokenizerBase, TextClassificationPipeline
 
+from .exit_loop_deebert import has_exits
 from .exit_plan_deebert import given_settings, make_exit_plan
 from .outputs_deebert import EarlyExitSequenceClassifierOutput
 
@@ -65,11 +66,11 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
         """Whether the model, or the one that PEFT has wrapped, has off-ramps."""
         unwrap = getattr(self.model, "get_base_model", None)
         model = self.model if unwrap is None else unwrap()
-        return hasattr(model.base_model, "off_ramps")
+        return has_exits(model)
 
     def check_model_type(self, supported_models):
         """Logs an error for models whose class is not known to classify; one with off-ramps and a head does."""
-        if not self.exits_early or self.model.base_model is self.model:
+        if not self.exits_early:
             super().check_model_type(supported_models)
 
     def _sanitize_parameters(self, early_exit_entropy=None, exit_criterion=None, exit_layer=None, **kwargs):

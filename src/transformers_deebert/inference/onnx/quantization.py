@@ -7,7 +7,7 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-from .onnx_graph import needed_for
+from .graph import needed_for
 
 
 HIDDEN = ("hidden", "HiddenGemm")  # an operator that the quantiser does not know

@@ -12,9 +12,9 @@ import onnx
 import torch
 from torch import nn
 
-from ..models.exit_plan_deebert import ExitPlan, make_exit_plan
-from ..models.exit_scores_deebert import checked_score, prediction_entropy
-from ..models.layer_state_deebert import LayerState
+from ...models.exit_plan_deebert import ExitPlan, make_exit_plan
+from ...models.exit_scores_deebert import prediction_entropy
+from ...models.layer_state_deebert import LayerState
 
 
 TOKEN_INPUTS = ("input_ids", "token_type_ids")  # of those a family may know, the ones that a graph takes
@@ -56,7 +56,7 @@ class LayerSegment(nn.Module):
         state.layer = self.layer - 1
         backbone.advance(state)
         candidate = self.plan.scale(self.model.evaluate_exit(state))
-        return state.hidden, candidate.logits, checked_score(prediction_entropy, candidate)
+        return state.hidden, candidate.logits, finite_or_nan(prediction_entropy(candidate), candidate.logits)
 
 
 class EveryExit(nn.Module):
@@ -90,8 +90,16 @@ class EveryExit(nn.Module):
         for _ in range(self.model.config.num_hidden_layers):
             backbone.advance(state)
             candidate = self.plan.scale(self.model.evaluate_exit(state))
-            exits += [candidate.logits, checked_score(prediction_entropy, candidate)]
+            exits += [candidate.logits, finite_or_nan(prediction_entropy(candidate), candidate.logits)]
         return *exits, state.hidden
+
+
+def finite_or_nan(score: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+    """
+    Scores, NaN where a logit is not finite: below no threshold, so that such a row does not exit early. In operators
+    that shape inference and converters know; runtimes differ in what `Relu` and `Max` make of NaN.
+    """
+    return score + (logits * 0).sum(-1)
 
 
 def embed_tokens(model: Any, mask: torch.Tensor, tokens: dict) -> torch.Tensor:

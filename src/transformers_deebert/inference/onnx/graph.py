@@ -7,8 +7,9 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
+import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 
 def nest_exits(flat: onnx.ModelProto, layers: int) -> onnx.ModelProto:
@@ -218,6 +219,19 @@ def skip_exit(flat: onnx.ModelProto) -> onnx.ModelProto:
         initializer=[tensor for tensor in graph.initializer if is_trunk([tensor.name])],
     )
     return helper.make_model(gated, opset_imports=flat.opset_import, ir_version=flat.ir_version)
+
+
+def use_value_tensors(graph: onnx.GraphProto) -> None:
+    """Constants as tensors everywhere: several tools read no other form (`value_ints`, `value_floats`, …)."""
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                use_value_tensors(attribute.g)
+        if node.op_type == "Constant" and node.attribute[0].name != "value":
+            number = helper.get_attribute_value(node.attribute[0])
+            dtype = np.float32 if node.attribute[0].name.startswith("value_float") else np.int64
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("value", numpy_helper.from_array(np.array(number, dtype))))
 
 
 def answer_nodes(logits: str, layer: int, names: list[str]) -> list[onnx.NodeProto]:

@@ -19,8 +19,12 @@ def read_notes(folder: Path) -> dict[str, Any]:
     path = folder / NOTES_FILE
     if not path.is_file():
         raise ValueError(f"`folder` ({str(folder)!r}) has no {NOTES_FILE}: write it with `export_onnx`.")
-    notes = json.loads(path.read_text(encoding="utf-8"))
-    names = [entry["file"] for entry in notes["segments"]]
+    try:
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        names = [entry["file"] for entry in notes["segments"]]
+        _ = notes["max_tokens"], notes["off_ramp_temperatures"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{str(path)!r} is damaged ({error!r}): export the model again.") from error
     if not names:
         raise ValueError(f"`folder` ({str(folder)!r}) has no segments: export it with `segments=True`.")
     missing = [name for name in names if not (folder / name).is_file()]

@@ -11,13 +11,14 @@ import onnx
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from ..families import find_family_of
-from ..folders import check_new_folder, whole_folder
-from ..models.configuration_early_exit_deebert import class_names
-from .onnx_folder import NOTES_FILE, SINGLE_FILE, segment_file
-from .onnx_graph import nest_exits, skip_exit
-from .onnx_int8 import quantize_layers
-from .onnx_segments import export_every_exit, export_segment, exportable
+from ...families import find_family_of
+from ...folders import check_new_folder, whole_folder
+from ...models.configuration_early_exit_deebert import class_names
+from ...models.exit_loop_deebert import has_exits
+from .folder import NOTES_FILE, SINGLE_FILE, segment_file
+from .graph import nest_exits, skip_exit, use_value_tensors
+from .quantization import quantize_layers
+from .segments import export_every_exit, export_segment, exportable
 
 
 logger = logging.get_logger(__name__)
@@ -126,14 +127,18 @@ def load(model_or_checkpoint: Any) -> tuple[Any, Any]:
 
 def check_classifier(model: Any) -> None:
     """Raises `ValueError` for anything but a classifier with off-ramps in PyTorch."""
-    base = getattr(model, "base_model", None)
-    if not isinstance(model, PreTrainedModel) or not hasattr(base, "off_ramps") or base is model:
+    if not has_exits(model):
         raise ValueError(
             f"`model_or_checkpoint` must be a classifier with off-ramps (`Dee…ForSequenceClassification`) or name its "
             f"checkpoint, got a `{type(model).__name__}`: see `from_backbone`."
         )
     if next(model.parameters(), None) is None:
         raise ValueError(f"`model_or_checkpoint` is a `{type(model).__name__}` without weights of its own.")
+    if model.config.off_ramp_layers not in (None, list(range(1, model.config.num_hidden_layers))):
+        raise ValueError(
+            f"`model_or_checkpoint` has off-ramps behind the layers {model.config.off_ramp_layers} "
+            "(`config.off_ramp_layers`): only models with one behind every layer can be exported."
+        )
 
 
 def check_single_file(model: Any) -> None:
@@ -179,6 +184,7 @@ def make_graphs(
 
 def write_graph(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
     """Writes a graph and returns what is noted of it."""
+    use_value_tensors(graph.graph)
     graph.producer_name, graph.producer_version = "transformers-deebert", version("transformers-deebert")
     onnx.save(graph, path)
     onnx.checker.check_model(path)
@@ -201,7 +207,7 @@ def write_notes(model: Any, files: list[dict[str, Any]], opset: int, dtype: str,
         "dtype": dtype,
         "layers": config.num_hidden_layers,
         "labels": class_names(config),
-        "max_tokens": model.base_model.max_tokens(),
+        "max_tokens": model.max_tokens(),
         "off_ramp_temperatures": config.off_ramp_temperatures,
         "segments": [entry for entry in files if entry["file"] != SINGLE_FILE],
         "single_file": next((entry for entry in files if entry["file"] == SINGLE_FILE), None),

@@ -1,0 +1,1 @@
+"""ONNX files of classifiers with exits, and ONNX Runtime."""

@@ -1,0 +1,132 @@
+"""Exported files in other tools: damaged folders, optimisers, converters, OpenVINO, a Hub."""
+
+import shutil
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from conftest import make_batch, make_model, off_ramp_answers, spread_thresholds
+
+from transformers_deebert import OnnxEarlyExitModel, export_onnx
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """An exported folder, feeds of single rows, and the answers of the files as they are."""
+    model, batch = make_model(off_ramp_pooling="mean", num_layers=3), make_batch()
+    thresholds = spread_thresholds(off_ramp_answers(model, **batch)[1])
+    folder = export_onnx(model, tmp_path_factory.mktemp("onnx") / "bert")
+    feeds = [
+        {
+            "input_ids": batch["input_ids"][row : row + 1].numpy(),
+            "attention_mask": batch["attention_mask"][row : row + 1].numpy(),
+            "token_type_ids": np.zeros_like(batch["input_ids"][row : row + 1]),
+            "early_exit_entropy": np.array(thresholds, dtype=np.float32),
+        }
+        for row in range(12)
+    ]
+    expected = model(**batch, early_exit_entropy=thresholds)
+    assert len(expected.exit_layers.unique()) == 3
+    return folder, feeds, expected
+
+
+def check(model, case, tolerance=1e-4):
+    """Answers of a model (bytes or path) in ONNX Runtime."""
+    _, feeds, expected = case
+    session = onnxruntime.InferenceSession(model)
+    answers = [session.run(["logits", "exit_layer"], one) for one in feeds]
+    assert [int(layer[0]) for _, layer in answers] == expected.exit_layers.tolist()
+    logits = torch.tensor(np.concatenate([logits for logits, _ in answers]))
+    torch.testing.assert_close(logits, expected.logits, atol=tolerance, rtol=tolerance)
+
+
+def every_node(graph):
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                yield from every_node(attribute.g)
+
+
+def test_constants_are_tensors(case):
+    for path in case[0].glob("*.onnx"):
+        constants = [node for node in every_node(onnx.load(path).graph) if node.op_type == "Constant"]
+        assert {attribute.name for node in constants for attribute in node.attribute} <= {"value"}
+
+
+def test_onnxslim(case):
+    onnxslim = pytest.importorskip("onnxslim")
+    check(onnxslim.slim(str(case[0] / "model.onnx")).SerializeToString(), case)
+
+
+def test_quantisation_tools_of_onnx_runtime(case, tmp_path):
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(str(case[0] / "model.onnx"), str(tmp_path / "processed.onnx"), auto_merge=True)
+    check(tmp_path / "processed.onnx", case)
+    quantize_dynamic(str(tmp_path / "processed.onnx"), str(tmp_path / "int8.onnx"))
+    session = onnxruntime.InferenceSession(tmp_path / "int8.onnx")
+    for one, exact in zip(case[1], case[2].logits, strict=True):
+        logits, layer = session.run(["logits", "exit_layer"], one | {"early_exit_entropy": np.zeros(2, np.float32)})
+        assert layer.tolist() == [3]
+        assert np.isfinite(logits).all()
+        assert logits.shape == (1, len(exact))
+
+
+def test_float16(case):
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    model = convert_float_to_float16(onnx.load(case[0] / "model.onnx"), keep_io_types=True)
+    check(model.SerializeToString(), case, tolerance=2e-2)
+
+
+def test_openvino(case):
+    openvino = pytest.importorskip("openvino")
+    compiled = openvino.Core().compile_model(str(case[0] / "model.onnx"), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    answers = [compiled(one) for one in case[1]]
+    assert [int(answer["exit_layer"][0]) for answer in answers] == case[2].exit_layers.tolist()
+    logits = torch.tensor(np.concatenate([answer["logits"] for answer in answers]))
+    torch.testing.assert_close(logits, case[2].logits, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("onnx.json", b"{"),
+        ("onnx.json", b"[]"),
+        ("onnx.json", b'{"segments": [{"file": "segment_01.onnx"}]}'),
+        ("config.json", b'{"model_type": '),
+        ("segment_02.onnx", b"no protobuf"),
+        ("segment_02.onnx", b""),
+    ],
+)
+def test_damaged_folders(case, tmp_path, name, content):
+    shutil.copytree(case[0], tmp_path / "copy")
+    (tmp_path / "copy" / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}' (is damaged|cannot be).*export"):
+        OnnxEarlyExitModel.from_pretrained(tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere/at-all/really"], "neither a folder nor a repository"),
+        (["org/model"], "neither a folder nor a repository"),
+    ],
+)
+def test_places_that_are_none(arguments, message, monkeypatch):
+    with pytest.raises(ValueError, match=message):
+        OnnxEarlyExitModel.from_pretrained(*arguments, local_files_only=True)
+
+
+def test_unknown_arguments(case):
+    with pytest.raises(ValueError, match="`num_thread` is no argument"):
+        OnnxEarlyExitModel.from_pretrained(case[0], num_thread=1)
+
+
+def test_off_ramps_elsewhere_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="off_ramp_layers"):
+        export_onnx(make_model(off_ramp_layers=[0, 2]), tmp_path / "out")
