@@ -66,7 +66,7 @@ class ExperimentArguments:
     off_ramp_head: str | None = field(default=None, metadata={"help": "pooler (the paper's) or linear."})
     off_ramp_epochs: float | None = field(default=None, metadata={"help": "Of stage 2, if not the same."})
     off_ramp_learning_rate: float | None = field(default=None, metadata={"help": "Of stage 2, if not the same."})
-    timing_rows: int = field(default=500, metadata={"help": "Time so many validation rows; 0: none."})
+    timing_rows: int = field(default=200, metadata={"help": "Time so many validation rows; 0: none."})
     timing_repeats: int = field(default=3, metadata={"help": "Timed passes over those rows."})
     timing_thresholds: list[float] = field(
         default_factory=lambda: [0.1, 0.4], metadata={"help": "To time beside the operating points' thresholds."}
@@ -123,7 +123,10 @@ def measure(runs: Runs, thresholds: list[float], repeats: int):
     if not inputs or not thresholds:
         return {}, None
     stock = analysis.stock_model(model)
-    figures = analysis.time_thresholds(model, inputs, thresholds, repeats=repeats, stock_model=stock)
+    print(
+        f"Times {len(thresholds)} thresholds on {len(inputs)} rows, one at a time, {repeats} passes each.", flush=True
+    )
+    figures = analysis.time_thresholds(model, inputs, thresholds, repeats=repeats, stock_model=stock, progress=True)
     if runs.baseline is not None:
         full_depth = (model, inputs, {"early_exit_entropy": 0.0})
         before, theirs, after = analysis.time_models([full_depth, (*runs.baseline, {}), full_depth], repeats=repeats)

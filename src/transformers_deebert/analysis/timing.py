@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checks import check_count
@@ -100,6 +101,7 @@ def time_thresholds(
     stock_model: PreTrainedModel | None = None,
     collate: Collate | None = None,
     warm_up: int = 8,
+    progress: bool = False,
 ) -> list[RuntimeFigure]:
     """
     Time a model at several thresholds, all in one rotation with full depth and a control.
@@ -128,6 +130,8 @@ def time_thresholds(
             rows of a batch differ in length.
         warm_up (`int`, *optional*, defaults to 8):
             Batches that each contender runs before the clock starts.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
 
     Returns:
         `list[RuntimeFigure]`: one a threshold, in the order given.
@@ -143,7 +147,7 @@ def time_thresholds(
         contenders.append((model, rows, _keywords(0.0)))
     else:
         contenders += [(stock_model, rows, {})] * 2 + [(without_layers(stock_model), rows, {})]
-    seconds = time_models(contenders, batch_size=batch_size, repeats=repeats, collate=collate, warm_up=warm_up)
+    seconds = time_models(contenders, batch_size, repeats, collate, warm_up, progress)
 
     medians = [statistics.median(values) for values in seconds]
     full = medians[0]
@@ -181,12 +185,13 @@ def time_models(
     repeats: int = 5,
     collate: Collate | None = None,
     warm_up: int = 8,
+    progress: bool = False,
 ) -> list[tuple[float, ...]]:
     """
     Time any models in one rotation, each on its own encoding of the same texts.
 
     Every contender runs a block of batches, then the next one does, in an order that moves on by one each block, so
-    that a change of the machine's mood meets all alike.
+    that a change of the machine's speed meets all alike.
 
     Args:
         contenders (sequence of `tuple[PreTrainedModel, Sequence[Mapping[str, Any]], Mapping[str, Any]]`):
@@ -199,6 +204,8 @@ def time_models(
             Makes a batch of tensors from a list of rows.
         warm_up (`int`, *optional*, defaults to 8):
             Batches that each contender runs before the clock starts.
+        progress (`bool`, *optional*, defaults to `False`):
+            Whether to show a progress bar.
 
     Returns:
         `list[tuple[float, ...]]`: seconds of each repeated pass, one tuple a contender.
@@ -217,7 +224,9 @@ def time_models(
     with evaluating(turn.model for turn in turns):
         for turn in turns:
             turn.run(0, warm_up)
-        passes = [_one_pass(turns, repeat) for repeat in range(repeats)]
+        blocks = range(0, len(turns[0].batches), BLOCK)
+        with tqdm(total=repeats * len(blocks), desc="Timing", disable=not progress) as bar:
+            passes = [_one_pass(turns, repeat, blocks, bar) for repeat in range(repeats)]
     return list(zip(*passes, strict=True))
 
 
@@ -292,13 +301,14 @@ class Turn:
             torch.accelerator.synchronize(self.model.device)
 
 
-def _one_pass(turns: list[Turn], repeat: int) -> list[float]:
+def _one_pass(turns: list[Turn], repeat: int, blocks: range, bar: Any) -> list[float]:
     """Seconds of each contender over all its batches, block by block in turn."""
     seconds = [0.0] * len(turns)
-    for block, start in enumerate(range(0, len(turns[0].batches), BLOCK)):
+    for block, start in enumerate(blocks):
         for place in range(len(turns)):
             index = (place + block + repeat) % len(turns)
             seconds[index] += turns[index].run(start, start + BLOCK)
+        bar.update()
     return seconds
 
 
