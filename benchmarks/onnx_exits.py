@@ -44,9 +44,7 @@ class Exported:
             export_stock(stock_model(model), folder / "stock.onnx", dtype, one_row=True)
             self.segments = OnnxEarlyExitModel.from_pretrained(folder, num_threads=args.threads)
             names = [f"segment_{layer:02d}.onnx" for layer in range(1, model.config.num_hidden_layers + 1)]
-            self.segments.sessions = [
-                open_session(folder / name, args.threads, args.spinning) for name in names
-            ]
+            self.segments.sessions = [open_session(folder / name, args.threads, args.spinning) for name in names]
             self.single, self.stock = (
                 open_session(folder / name, args.threads, args.spinning) for name in ("model.onnx", "stock.onnx")
             )

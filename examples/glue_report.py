@@ -15,6 +15,7 @@ from transformers_deebert.analysis import (
     plot_trade_off,
     write_csv,
 )
+from transformers_deebert.analysis.tables import THRESHOLD
 
 
 Row = dict[str, Any]
@@ -110,7 +111,7 @@ def columns_of(rows: Sequence[Row]) -> Columns:
     """Headings and formats: shares, scores and their changes in percent or points, spreads as ±."""
     headings = {
         "model": ("model", ""),
-        "threshold": ("S", ".4g"),
+        "threshold": ("S", THRESHOLD),
         "max_drop": ("allowed loss", ".1%"),
         "layer": ("layer", "d"),
         "score_change": ("score change", "+.2%"),

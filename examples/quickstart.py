@@ -40,6 +40,7 @@ from transformers_deebert import (
     write_model_card,
 )
 from transformers_deebert.analysis import plot_trade_off, sweep_thresholds, time_thresholds, write_json
+from transformers_deebert.analysis.tables import threshold_text
 
 
 SENTENCES = {
@@ -234,7 +235,9 @@ def main(argv: list[str] | None = None) -> dict:
     with phases("report", "The report"):
         make_report(validation, reading=test, title=title, facts=facts).save(output / "report.html")
     print_report(numbers)
-    print(f"\nThe saved checkpoint, which exits at S = {choice.threshold:.4g} unless a call says otherwise:")
+    print(
+        f"\nThe saved checkpoint, which exits at S = {threshold_text(choice.threshold)} unless a call says otherwise:"
+    )
     saved = AutoModelForSequenceClassification.from_pretrained(output)  # what a user of it writes
     print_answers(classify(saved, AutoTokenizer.from_pretrained(output)))
     print(f"\nIn {output}: the checkpoint, its card (README.md), report.html, trade_off.png and numbers.json.")

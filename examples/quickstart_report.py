@@ -19,6 +19,7 @@ from transformers_deebert.analysis import (
     format_table,
     layer_scores,
 )
+from transformers_deebert.analysis.tables import THRESHOLD
 
 
 PACKAGES = ("transformers-deebert", "transformers", "torch", "tokenizers", "accelerate", "datasets", "numpy")
@@ -140,7 +141,7 @@ def trade_off_row(point: OperatingPoint, full: OperatingPoint, figure: RuntimeFi
 
 def print_report(numbers: Mapping) -> None:
     columns = {
-        "threshold": ("S", "g"),
+        "threshold": ("S", THRESHOLD),
         "score": ("accuracy", ".1%"),
         "score_points": ("points", "+.1f"),
         "layer_saving": ("layers saved", ".1%"),

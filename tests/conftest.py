@@ -107,6 +107,7 @@ VARIANTS = {
 }
 NUM_LAYERS = 4
 NUM_LABELS = 3
+EXPORTED = {"off_ramp_pooling": "mean", "off_ramp_temperatures": [1.5, 0.5, 2.0]}
 LENGTHS = (3, 12, 7, 5, 12, 4, 9, 6, 8, 11, 3, 10)
 
 
@@ -114,6 +115,15 @@ def pytest_configure(config):
     # Two workers with one thread each are faster on tiny models than one with two, and repeat to the bit.
     torch.set_num_threads(1)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Families whose every line is RoBERTa's are trained by the slow tests alone."""
+    for item in items:
+        family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
+        if family in ("camembert", "xlm-roberta") and item.get_closest_marker("gradients"):
+            item.add_marker(pytest.mark.slow)
 
 
 def stock_class(model):
@@ -290,6 +300,14 @@ def family_and_attention(request):
 @pytest.fixture(params=["cls", "mean", "attention"])
 def pooling(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def exported_bert(tmp_path_factory):
+    """The folder of an exported BERT, with temperatures and mean pooling: exporting takes seconds a layer."""
+    from transformers_deebert import export_onnx
+
+    return export_onnx(make_model(**EXPORTED), tmp_path_factory.mktemp("onnx") / "bert")
 
 
 @pytest.fixture(autouse=True)

@@ -41,6 +41,7 @@ def test_the_same_modules_as_in_the_stock_model(family, config):
     )
 
 
+@pytest.mark.slow
 def test_peft_imported_later():
     script = """
 import sys

@@ -181,6 +181,7 @@ def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
         plot_trade_off(POINTS, tmp_path / "curve.png", "accuracy", 0.9)
 
 
+@pytest.mark.slow
 def test_importing_the_analysis_does_not_import_matplotlib():
     code = "import sys, transformers_deebert.analysis; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

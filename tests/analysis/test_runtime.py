@@ -154,7 +154,7 @@ def test_it_can_be_written_and_laid_out():
     assert fields["tokenization_ms"] == {}
     table = benchmark.table()
     assert [list(row) for row in table] == [list(RUNTIME_COLUMNS)] * 2
-    assert table[1]["threshold"] == "0.1 0.2 0.3"
+    assert table[1]["threshold"] == "0.1, 0.2, 0.3"
     assert not [name for row in table for name, value in row.items() if value is None]
     assert len(format_table(table, RUNTIME_COLUMNS).splitlines()) == 4
     assert analysis.benchmark_runtime is benchmark_runtime

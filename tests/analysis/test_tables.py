@@ -4,7 +4,9 @@ import json
 import numpy as np
 import pytest
 
-from transformers_deebert.analysis import OperatingPoint, format_table, write_csv, write_json
+from transformers_deebert import ExitTable
+from transformers_deebert.analysis import OperatingPoint, exit_curve, format_table, write_csv, write_json
+from transformers_deebert.analysis.tables import threshold_text
 
 
 ROWS = [{"model": "full", "saving": 0.0, "time": 1.5}, {"model": "early exit", "saving": 0.255, "time": None}]
@@ -58,3 +60,14 @@ def test_nothing_to_lay_out_leaves_the_headings():
 def test_a_format_that_does_not_fit_raises():
     with pytest.raises(ValueError, match="format"):
         format_table([{"saving": 0.5}], {"saving": ("saving", "zz")})
+
+
+def test_thresholds_in_writing_give_the_same_exits():
+    generator = np.random.default_rng(0)
+    # A confident model: most entropies near 0, many of them close to each other.
+    logits = generator.normal(size=(400, 3, 2)) * np.array([4, 8, 12])[:, None]
+    table = ExitTable.from_logits(logits, logits[:, -1].argmax(-1))
+    for threshold in exit_curve(table).thresholds:
+        written = float(threshold_text(float(threshold)))
+        assert np.array_equal(table.exits_at(written)[0], table.exits_at(threshold)[0])
+    assert threshold_text((0.25, 1e-5)) == "0.25, 1e-05"

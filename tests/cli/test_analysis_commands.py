@@ -190,7 +190,7 @@ def test_sweep(command, place, tmp_path, capsys):
     assert [point["threshold"] for point in json.loads(capsys.readouterr().out)["points"]] == [0.1, 0.6]
     assert command("sweep", "--fractions", 0, 0.5) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[3].split()[:2] == ["0.3466", "50.0%"]
+    assert lines[3].split()[:2] == ["0.3465736", "50.0%"]
     assert command("sweep", "--quantiles", "--metric", "f1", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["points"]) > 50
 

@@ -148,6 +148,7 @@ def test_as_a_program(tmp_path):
     assert process.stdout == ""
 
 
+@pytest.mark.slow
 def test_nobody_reads_what_it_writes():
     reader, writer = os.pipe()
     os.close(reader)

@@ -36,7 +36,7 @@ def test_the_checkpoint_exits_there(tmp_path, table):
     card = (tmp_path / "README.md").read_text()
     for expected in (
         choice.reason,
-        f"exits at S = {choice.threshold:.4g} unless",
+        f"exits at S = {choice.threshold:.7g} unless",
         f"{choice.layer_saving:.0%} of the layers saved: accuracy {choice.score:.1%}",
     ):
         assert expected in card
@@ -61,7 +61,7 @@ def test_temperatures_and_thresholds_per_layer(tmp_path, table):
     assert torch.equal(found.logits, wanted.logits)
     assert len(found.exit_layers.unique()) >= 3
     card = (tmp_path / "README.md").read_text()
-    assert f"({', '.join(format(one, '.4g') for one in choice.threshold)})" in card
+    assert f"({', '.join(format(one, '.7g') for one in choice.threshold)})" in card
     assert choice.reason in card
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     assert numbers["threshold_choice"]["temperatures"] == list(fit.temperatures)

@@ -70,6 +70,7 @@ def test_data_sets_by_id(read):
     assert "reads the split 'validation' of org/rows:one" in notes
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached(read):
     lines, _ = read("org/rows:one", "rows", HF_HUB_OFFLINE="1")
     assert "Couldn't reach 'org/rows' on the Hub" in lines[0]

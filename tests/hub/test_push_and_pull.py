@@ -148,6 +148,7 @@ def test_push_and_pull(hub, run, checkpoint):
     assert "trust_remote_code" in run(ask(name, checkpoint, False), "stranger", check=False).stderr
 
 
+@pytest.mark.slow
 def test_remote_code_saves_itself_again(hub, run, checkpoint, tmp_path):
     folder, *_ = checkpoint
     run(push(folder), "author")
@@ -170,6 +171,7 @@ pipe.save_pretrained({str(again)!r})
         check(run(remote, "stranger"), checkpoint, "transformers_modules")
 
 
+@pytest.mark.slow
 def test_private_repositories_and_revisions(hub, run, checkpoint):
     folder, *_ = checkpoint
     run(push(folder, "org/secret", private=True), "author")
@@ -184,6 +186,7 @@ def test_private_repositories_and_revisions(hub, run, checkpoint):
     assert "org/secret" in process.stderr
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_at_any_request(hub, run, checkpoint):
     """The Hub shows the old revision or the whole new one, and a second push succeeds."""
     folder, *_ = checkpoint
@@ -235,6 +238,7 @@ args = make_args("out/run", num_train_epochs=1, **{settings!r})
 """
 
 
+@pytest.mark.slow
 def test_the_trainers_push(hub, run, tmp_path):
     """`push_to_hub=True` for both stages ends in one repository with one card; checkpoints and pickles stay here."""
     vocabulary = tmp_path / "vocab.txt"
@@ -276,6 +280,7 @@ def test_the_trainers_push(hub, run, tmp_path):
     assert loaded == "2"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["BackboneTrainer", "OffRampTrainer"])
 def test_one_stage_pushes(hub, run, tmp_path, trainer):
     vocabulary = tmp_path / "vocab.txt"
@@ -301,6 +306,7 @@ def test_one_stage_pushes(hub, run, tmp_path, trainer):
         assert "### Every layer alone" in card.read_text()
 
 
+@pytest.mark.slow
 def test_an_existing_card_is_kept(hub, run, checkpoint):
     folder, *_ = checkpoint
     run(push(folder), "author")
@@ -311,6 +317,7 @@ def test_an_existing_card_is_kept(hub, run, checkpoint):
     assert b"# Written by hand" in hub.files("org/deebert-tiny")["README.md"]
 
 
+@pytest.mark.slow
 def test_endpoint_handler(hub, run, checkpoint):
     """Pushed with the model; serves where the library is not installed."""
     folder, thresholds, expected = checkpoint

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import (
     ENCODERS,
+    EXPORTED,
     LENGTHS,
     NUM_LAYERS,
     make_batch,
@@ -37,16 +38,14 @@ from transformers_deebert.cli import main
 from transformers_deebert.inference.onnx.export import tell_of_defaults
 
 
-# Exporting takes seconds a layer: BERT and the family least like it are always tested, the others with the slow.
-FAMILIES = [
-    pytest.param(name, marks=() if name == "deberta-v2" else pytest.mark.slow) for name in ENCODERS if name != "bert"
-]
-TEMPERATURES = [1.5, 0.5, 2.0]
+# Exporting takes seconds a layer: BERT is always tested, the others with the slow tests.
+FAMILIES = [pytest.param(name, marks=pytest.mark.slow) for name in ENCODERS if name != "bert"]
+TEMPERATURES = EXPORTED["off_ramp_temperatures"]
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def make_bert():
-    return make_model(off_ramp_pooling="mean", off_ramp_temperatures=TEMPERATURES)
+    return make_model(**EXPORTED)
 
 
 def tempered_thresholds(model, **batch):
@@ -59,9 +58,8 @@ def tempered_thresholds(model, **batch):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """An exported BERT, with temperatures and mean pooling."""
-    return export_onnx(make_bert(), tmp_path_factory.mktemp("onnx") / "bert")
+def folder(exported_bert):
+    return exported_bert
 
 
 @pytest.fixture(scope="module")
@@ -569,7 +567,7 @@ def test_logits_that_are_not_finite_never_leave(tmp_path):
     check_single(folder / "model.onnx", batch, [9.0], expected)
 
 
-@pytest.mark.parametrize("opset", [18, 22])
+@pytest.mark.parametrize("opset", [18, pytest.param(22, marks=pytest.mark.slow)])
 def test_two_layers(tmp_path, opset):
     """One off-ramp, one threshold: the least that is split."""
     reference, batch = make_model(num_layers=2), make_batch()

@@ -207,6 +207,7 @@ print(json.dumps([
 """
 
 
+@pytest.mark.slow
 def test_a_stock_model_before_and_after_the_import(case, tmp_path):
     """Equal results, and not a word more on the way."""
     pipe, texts, _, _ = case
@@ -276,7 +277,9 @@ def test_gradio(case, what):
     assert [type(part).__name__ for part in interface.output_components] == ["Label"]
 
 
-@pytest.mark.parametrize("module", [pickle, dill], ids=["pickle", "dill"])
+@pytest.mark.parametrize(
+    "module", [pytest.param(pickle, id="pickle"), pytest.param(dill, id="dill", marks=pytest.mark.slow)]
+)
 def test_pickling(case, module):
     """In a process that has imported nothing yet, too."""
     pipe, texts, thresholds, output = case

@@ -14,6 +14,7 @@ pytestmark = pytest.mark.gradients
 SCRIPT = str(Path(__file__).parent / "tiny_task.py")
 
 
+@pytest.mark.slow
 def test_both_stages_and_the_card(tmp_path):
     """One process writes; the numbers are those of all rows."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]

@@ -34,7 +34,7 @@ def search(trainer, space, trials=2):
     )
 
 
-@pytest.mark.parametrize("trainer_class", [BackboneTrainer, OffRampTrainer])
+@pytest.mark.parametrize("trainer_class", [BackboneTrainer, pytest.param(OffRampTrainer, marks=pytest.mark.slow)])
 def test_both_stages_can_be_searched(tmp_path, trainer_class):
     trials = Trials()
     args = make_args(tmp_path, num_train_epochs=1)
@@ -54,6 +54,7 @@ def test_both_stages_can_be_searched(tmp_path, trainer_class):
     assert losses[rates[0]] != pytest.approx(losses[rates[1]])
 
 
+@pytest.mark.slow
 def test_the_mode_of_each_trial(tmp_path, monkeypatch):
     cached = []
     original = OffRampTrainer.compute_cached_inputs

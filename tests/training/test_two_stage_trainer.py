@@ -65,6 +65,7 @@ def test_model_init_and_callbacks_in_both_stages(tmp_path):
     assert seen == ["backbone", "off_ramps"]
 
 
+@pytest.mark.slow
 def test_resuming_a_finished_run_changes_nothing(tmp_path):
     args = make_args(tmp_path / "out", save_strategy="epoch")
     model = make_tiny()

@@ -3,7 +3,7 @@
 import base64
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +18,7 @@ from .plots import plot_exit_depths, plot_layer_scores, plot_reliability, plot_s
 from .runtime import RUNTIME_COLUMNS, RuntimeBenchmark
 from .slices import Slice
 from .sweep import OperatingPoint
-from .tables import format_table, to_plain
+from .tables import format_table, threshold_text, to_plain
 from .threshold_choice import ThresholdChoice
 from .timing import QUIET
 
@@ -185,8 +185,3 @@ def signed(value: float) -> str:
 
 def range_text(bounds: tuple[float, float], form: Callable[[float], str] = signed) -> str:
     return f"{form(bounds[0])} to {form(bounds[1])}"
-
-
-def threshold_text(threshold: float | Sequence[float]) -> str:
-    values = threshold if isinstance(threshold, Sequence) else [threshold]
-    return ", ".join(f"{value:.3g}" for value in values)

@@ -14,13 +14,14 @@ from ..checks import check_count
 from ..models.exit_criteria_deebert import check_fits_problem
 from .decisions import Threshold
 from .stock import check_off_ramps, stock_model, token_limit
+from .tables import THRESHOLD, threshold_text
 from .timing import RuntimeFigure, describe_machine, plain_thresholds, time_thresholds
 
 
 # Headings and formats of the columns of [`RuntimeBenchmark.table`], for [`format_table`].
 RUNTIME_COLUMNS = {
     "batch_size": ("batch", "d"),
-    "threshold": ("S", ".4g"),
+    "threshold": ("S", THRESHOLD),
     "milliseconds_per_row": ("ms a row", ".3f"),
     "runtime_saving": ("runtime saving", ".1%"),
     "layer_saving": ("layer saving", ".1%"),
@@ -282,4 +283,4 @@ def _time_tokenizer(
 
 
 def _threshold_text(threshold: float | tuple[float, ...]) -> float | str:
-    return " ".join(f"{one:g}" for one in threshold) if isinstance(threshold, tuple) else threshold
+    return threshold_text(threshold) if isinstance(threshold, tuple) else threshold

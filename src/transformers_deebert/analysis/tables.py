@@ -71,6 +71,17 @@ def format_table(
     return "\n".join([lay_out(headings), rule, *(lay_out(line) for line in cells)])
 
 
+# Of a threshold: it lies between two scores that differ by more than 1e-6 (`exit_curve.ROUNDING`), so that these
+# digits give the same exits, up to 10 nats.
+THRESHOLD = ".7g"
+
+
+def threshold_text(threshold: float | Sequence[float]) -> str:
+    """A threshold, or one for each off-ramp, with as many digits as give the same exits when they are copied."""
+    values = threshold if isinstance(threshold, Sequence) else [threshold]
+    return ", ".join(format(value, THRESHOLD) for value in values)
+
+
 def write_json(path: str | Path, data: Any) -> None:
     """
     Write numbers, dataclasses with a `to_dict` method, numpy values and containers of them as JSON.

@@ -29,7 +29,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..analysis.exit_curve import thresholds_by_saving
     from ..analysis.sweep import sweep_thresholds
-    from ..analysis.tables import format_table
+    from ..analysis.tables import THRESHOLD, format_table
 
     module = load_metric(options.metric)
     table, _ = read_exits(options)
@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         if isinstance(point.threshold, float)
     ]
     columns = {
-        "threshold": ("S", ".4f"),
+        "threshold": ("S", THRESHOLD),
         "fraction": ("of ln C", ".1%"),
         "score": (metric, ".2%"),
         "change": ("points", "+.2f"),

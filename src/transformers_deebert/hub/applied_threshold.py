@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..analysis.tables import write_json
+from ..analysis.tables import threshold_text, write_json
 from ..analysis.threshold_choice import ThresholdChoice
 from ..families import FAMILIES
 from ..folders import write_text
@@ -128,9 +128,7 @@ def chosen_numbers(choice: ThresholdChoice) -> dict[str, Any]:
 
 
 def threshold_words(threshold: float | tuple[float, ...]) -> str:
-    if isinstance(threshold, tuple):
-        return f"S = ({', '.join(format(one, '.4g') for one in threshold)})"
-    return f"S = {threshold:.4g}"
+    return f"S = ({threshold_text(threshold)})" if isinstance(threshold, tuple) else f"S = {threshold_text(threshold)}"
 
 
 def plain(value: Any) -> Any:

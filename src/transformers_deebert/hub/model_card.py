@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..analysis.plots import plot_trade_off
 from ..analysis.sweep import OperatingPoint
-from ..analysis.tables import format_table, write_json
+from ..analysis.tables import THRESHOLD, format_table, threshold_text, write_json
 from ..folders import whole_file
 
 
@@ -38,7 +38,7 @@ HYPER_PARAMETERS = {
     "seconds": "seconds",
 }
 TRADE_OFF_COLUMNS = {
-    "threshold": ("S", ".4g"),
+    "threshold": ("S", THRESHOLD),
     "score": ("score", ".1%"),
     "score_change": ("points", "+.1f"),
     "layer_saving": ("layer saving", ".1%"),
@@ -117,7 +117,9 @@ def create_model_card(
         # As Python code.
         example=json.dumps(numbers.get("example") or "A sentence to classify.", ensure_ascii=False),
         trained=trained,
-        suggested=f"{chosen['threshold']:.4g}" if trained and isinstance(chosen.get("threshold"), float) else None,
+        suggested=threshold_text(chosen["threshold"])
+        if trained and isinstance(chosen.get("threshold"), float)
+        else None,
         default_threshold=_threshold(numbers.get("default_threshold")),
         temperatures=", ".join(f"{value:.3g}" for value in numbers.get("off_ramp_temperatures") or []),
         headline=_headline(numbers, metric_name) if trained else None,
@@ -273,10 +275,15 @@ def _metadata(numbers: Mapping[str, Any], model_name: str, license: str | None, 
     )
 
 
+def _suggested(chosen: Mapping[str, Any]) -> str | None:
+    """One number for all off-ramps, as Python code."""
+    return threshold_text(chosen["threshold"]) if isinstance(chosen.get("threshold"), float) else None
+
+
 def _threshold(value: float | Sequence[float] | None) -> str | None:
     if value is None or isinstance(value, (int, float)):
-        return None if value is None else f"S = {value:.4g}"
-    return f"S = {', '.join(format(one, '.4g') for one in value)} (one for each off-ramp)"
+        return None if value is None else f"S = {threshold_text(value)}"
+    return f"S = {threshold_text(value)} (one for each off-ramp)"
 
 
 def _headline(numbers: Mapping[str, Any], metric_name: str) -> str | None:
