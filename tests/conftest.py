@@ -2,7 +2,9 @@
 
 import copy
 import functools
+import itertools
 import os
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -107,6 +109,7 @@ VARIANTS = {
 }
 NUM_LAYERS = 4
 NUM_LABELS = 3
+MANY = 20  # combinations of parameters that the fast tests take in full
 EXPORTED = {"off_ramp_pooling": "mean", "off_ramp_temperatures": [1.5, 0.5, 2.0]}
 LENGTHS = (3, 12, 7, 5, 12, 4, 9, 6, 8, 11, 3, 10)
 
@@ -119,11 +122,36 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Families whose every line is RoBERTa's are trained by the slow tests alone."""
+    """
+    What the fast tests leave to the slow ones: of tests with many combinations of parameters all but a pairwise cover,
+    in which any two values of two parameters meet; of tests marked `slow_but_for` all other families.
+    """
+    groups = defaultdict(list)
     for item in items:
-        family = item.callspec.params.get("family") if hasattr(item, "callspec") else None
-        if family in ("camembert", "xlm-roberta") and item.get_closest_marker("gradients"):
-            item.add_marker(pytest.mark.slow)
+        if hasattr(item, "callspec"):
+            groups[item.function].append(item)
+            marker = item.get_closest_marker("slow_but_for")
+            if marker is not None and item.callspec.params["family"] not in marker.args:
+                item.add_marker(pytest.mark.slow)
+    for group in groups.values():
+        if len(group) > MANY:
+            for item in set(group) - pairwise_cover(group):
+                item.add_marker(pytest.mark.slow)
+
+
+def pairwise_cover(items):
+    """Few items, chosen greedily: any two values of two parameters that meet in an item meet in one of them."""
+    left = {}
+    for item in items:
+        values = sorted((name, repr(value)) for name, value in item.callspec.params.items())
+        left[item] = set(itertools.combinations(values, 2))
+    chosen, covered = set(), set()
+    while True:
+        best = max(items, key=lambda item: len(left[item] - covered))
+        if not left[best] - covered:
+            return chosen
+        chosen.add(best)
+        covered |= left[best]
 
 
 def stock_class(model):

@@ -498,6 +498,7 @@ def test_int8_exits_of_every_family(name, tmp_path):
     check_int8(export_onnx(reference, tmp_path / name, dtype="int8"), reference, make_batch(name))
 
 
+@pytest.mark.slow
 def test_a_default_threshold_that_goes_along_to_int8(tmp_path, caplog):
     model = make_model(num_layers=1, early_exit_entropy=0.3)
     for dtype, told in (("float32", False), ("int8", True)):

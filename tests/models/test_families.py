@@ -62,6 +62,7 @@ def test_both_stages(family, tmp_path):
     assert loaded(**make_batch(family), early_exit_entropy=99.0).exit_layers.eq(1).all()
 
 
+@pytest.mark.slow_but_for("bert", "deberta-v2")
 @pytest.mark.gradients
 def test_stage_2_is_the_same_on_cached_inputs(family, tmp_path):
     encoder, losses = ENCODERS[family], []
@@ -74,6 +75,7 @@ def test_stage_2_is_the_same_on_cached_inputs(family, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
+@pytest.mark.slow_but_for("albert", "bert", "modernbert", "mpnet")
 @pytest.mark.gradients
 def test_both_stages_with_checkpointing(family, tmp_path):
     model = make_model(family, num_labels=2)
@@ -107,6 +109,7 @@ def test_one_backbone_is_initialised(family, monkeypatch):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.slow_but_for("bert", "mpnet")
 @pytest.mark.gradients
 def test_lora_in_stage_1(family, tmp_path):
     peft = pytest.importorskip("peft")
