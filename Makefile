@@ -67,7 +67,7 @@ benchmark-full: $(OUTPUT)/numbers.json ## Measure everything, in tens of minutes
 	$(SMALL_BENCHMARKS)
 
 $(OUTPUT)/numbers.json: | $(VENV)/.installed-dev
-	$(BIN)/python examples/quickstart.py --output_dir $(OUTPUT)
+	$(BIN)/python examples/quickstart.py --full --output_dir $(OUTPUT)
 
 card: $(VENV)/.installed-examples ## Write MODEL_CARD.md again from the stored numbers
 	$(BIN)/python -m transformers_deebert.hub.model_card docs/quickstart_numbers.json MODEL_CARD.md \
