@@ -106,7 +106,7 @@ def measure(model: Any, lengths: np.ndarray) -> "LatencyProfile":
 
 def describe(choice: "ThresholdChoice") -> str:
     """A choice for the terminal."""
-    from ..hub.applied_threshold import threshold_words
+    from ..hub.card_data import threshold_words
 
     low, high = choice.score_change_interval
     least, most = choice.layer_saving_interval

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..analysis.tables import threshold_text, write_json
 from ..analysis.threshold_choice import ThresholdChoice
 from ..families import FAMILIES
 from ..folders import write_text
@@ -14,7 +13,8 @@ from ..models.configuration_early_exit_deebert import check_temperatures, layers
 from ..models.exit_criteria_deebert import check_thresholds
 from ..models.exit_loop_deebert import has_exits
 from ..models.exit_scores_deebert import SCORES
-from .model_card import NUMBERS_FILE, read_numbers, write_model_card
+from .card_data import CardData
+from .model_card import NUMBERS_FILE, write_model_card
 
 
 def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
@@ -57,23 +57,25 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     exported = folder / NOTES_FILE
     if exported.is_file():
         check_exported(choice, json.loads(exported.read_text(encoding="utf-8"))["off_ramp_temperatures"])
-    numbers = dict(read_numbers(stored)) if stored.is_file() else {}
-    if numbers.get("off_ramp_temperatures", before) != plain(choice.temperatures):
-        numbers.pop("trade_off", None)  # its thresholds are about other temperatures
-    if "layer_scores" not in numbers:  # nothing but an earlier choice, if anything
-        numbers |= {"metric": choice.metric, "full_depth": choice.full_score, "rows_scored": choice.rows}
-    numbers["threshold_choice"] = choice.to_dict()
-    numbers["chosen"] = chosen_numbers(choice)
-    if numbers["metric"] != choice.metric:
+    card = CardData.read(stored) if stored.is_file() else CardData()
+    if (card.off_ramp_temperatures or before) != plain(choice.temperatures):
+        card.trade_off = None  # its thresholds are about other temperatures
+    if card.layer_scores is None:  # nothing but an earlier choice, if anything
+        card.metric, card.full_depth, card.rows_scored = choice.metric, choice.full_score, choice.rows
+    card.threshold_choice = choice.to_dict()
+    card.chosen = CardData.from_choice(choice).chosen or {}
+    if card.metric != choice.metric:
         # The headline is about the card's own metric.
-        numbers["chosen"] = {name: numbers["chosen"][name] for name in ("threshold", "how")}
-    numbers["default_threshold"] = plain(choice.threshold)
-    numbers["off_ramp_temperatures"] = plain(choice.temperatures)
+        card.chosen = {name: card.chosen[name] for name in ("threshold", "how", "criterion") if name in card.chosen}
+    card.default_threshold, card.default_criterion = (
+        choice.exit_settings[name] for name in ("early_exit_entropy", "exit_criterion")
+    )
+    card.off_ramp_temperatures = plain(choice.temperatures)
     # The configuration last: a card that cannot be written changes nothing.
     if exported.is_file():
-        write_json(stored, numbers)  # the card would tell how to load a checkpoint, which is not there
+        card.write(stored)  # the card would tell how to load a checkpoint, which is not there
     else:
-        write_model_card(folder, numbers)
+        write_model_card(folder, card, config=config)
     write_text(path, json.dumps(config, indent=2) + "\n")
 
 
@@ -106,29 +108,6 @@ def check_exported(choice: ThresholdChoice, exported: list[float] | None) -> Non
             f"`choice` is about off-ramps with the temperatures {plain(choice.temperatures)}, but those in the ONNX "
             f"files of `model` are {exported}, and stay so: apply it to the checkpoint and export that again."
         )
-
-
-def chosen_numbers(choice: ThresholdChoice) -> dict[str, Any]:
-    """A choice as the card's `chosen`."""
-    low, high = (100 * change for change in choice.score_change_interval)
-    scaled = "" if choice.temperatures is None else ", with the off-ramps scaled by temperatures,"
-    where = "On these rows" if choice.harmful_flips is not None else "There"
-    return {
-        "threshold": plain(choice.threshold),
-        "score": choice.score,
-        "score_change": choice.score_change,
-        "layer_saving": choice.layer_saving,
-        "note": "" if choice.met else "full depth",
-        "how": (
-            f"{choice.reason} {where} {threshold_words(choice.threshold)}{scaled} saves {choice.layer_saving:.1%} of "
-            f"the layers and changes {choice.metric} by {100 * choice.score_change:+.1f} points (95 % bootstrap "
-            f"interval {low:+.1f} to {high:+.1f})."
-        ),
-    }
-
-
-def threshold_words(threshold: float | tuple[float, ...]) -> str:
-    return f"S = ({threshold_text(threshold)})" if isinstance(threshold, tuple) else f"S = {threshold_text(threshold)}"
 
 
 def plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from ..analysis.exit_curve import thresholds_by_saving
 from ..analysis.exit_table import ExitTable
 from ..analysis.sweep import OperatingPoint, sweep_thresholds
 from ..analysis.threshold_choice import pick_threshold
-from ..hub.applied_threshold import chosen_numbers
+from ..hub.card_data import CardData
 
 
 logger = logging.get_logger(__name__)
@@ -195,7 +195,7 @@ def trade_off_numbers(table: ExitTable, score: Any, metric: str) -> dict[str, An
     numbers: dict[str, Any] = {"trade_off": [trade_off_row(point, points[0], metric) for point in points]}
     if len(table) >= 4:
         choice = pick_threshold(table, max_score_drop=MAX_DROP, metric=metric, score=score)
-        numbers["chosen"] = chosen_numbers(choice)
+        numbers["chosen"] = CardData.from_choice(choice).chosen
     return numbers
 
 
