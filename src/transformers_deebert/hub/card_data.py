@@ -71,6 +71,10 @@ class CardData:
     packages: dict[str, dict[str, str]] | None = None
     further: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.rows_scored is not None and self.rows_scored < 1:
+            raise ValueError(f"`rows_scored` must be 1 or more, got {self.rows_scored}: leave it out.")
+
     @classmethod
     def from_dict(cls, numbers: "Mapping[str, Any] | CardData") -> "CardData":
         """Of a mapping with the names of the fields; others are kept in `further`."""
@@ -102,7 +106,10 @@ class CardData:
             ) from error
         if not isinstance(numbers, dict):
             raise ValueError(f"{str(path)!r} holds a {type(numbers).__name__} instead of numbers by name: remove it.")
-        return cls.from_dict(numbers)
+        try:
+            return cls.from_dict(numbers)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{str(path)!r} cannot be shown in a card ({error}): remove it.") from error
 
     def write(self, path: str | Path) -> None:
         """To a JSON file, whole or not at all."""
