@@ -4,6 +4,7 @@ tests that need processes of their own."""
 import argparse
 import json
 import os
+import sys
 
 import torch
 from accelerate import PartialState
@@ -127,4 +128,6 @@ def main():
 
 if __name__ == "__main__":
     main()
-    PartialState().destroy_process_group()  # else an exit may abort: gloo's threads still run
+    PartialState().destroy_process_group()
+    sys.stdout.flush()
+    os._exit(0)  # an ordinary exit may abort: threads of gloo still run

@@ -11,9 +11,11 @@ import onnx
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
+from ...checks import has_vocabulary
 from ...families import find_family_of
 from ...folders import check_new_folder, whole_folder
 from ...models.configuration_early_exit_deebert import class_names
+from ...models.exit_criteria_deebert import is_single_label
 from ...models.exit_loop_deebert import has_exits
 from .folder import NOTES_FILE, SINGLE_FILE, segment_file
 from .graph import nest_exits, skip_exit, use_value_tensors
@@ -118,8 +120,7 @@ def load(model_or_checkpoint: Any) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(model_or_checkpoint, config=model.config)
     except (OSError, ValueError, TypeError):
         tokenizer = None
-    # Without a vocabulary transformers makes a tokenizer that knows its special tokens only.
-    if tokenizer is None or len(tokenizer) <= len(set(tokenizer.all_special_tokens)):
+    if tokenizer is None or not has_vocabulary(tokenizer):
         logger.warning("No tokenizer was found beside the checkpoint: add one to the exported folder.")
         tokenizer = None
     return model, tokenizer
@@ -144,7 +145,7 @@ def check_classifier(model: Any) -> None:
 def check_single_file(model: Any) -> None:
     """Raises `ValueError` for models that cannot be one file with exits by entropy."""
     config = model.config
-    if config.num_labels < 2 or config.problem_type in ("regression", "multi_label_classification"):
+    if not is_single_label(config):
         raise ValueError(
             f"`single_file` is True, but its exits need a model that chooses one of several classes, this one has "
             f"num_labels={config.num_labels} and problem_type={config.problem_type!r}: set it to False."
