@@ -63,6 +63,7 @@ def test_onnxslim(case):
 
 
 def test_quantisation_tools_of_onnx_runtime(case, tmp_path):
+    pytest.importorskip("onnxruntime", minversion="1.23")  # before, its shape inference fails in branches of `If`
     from onnxruntime.quantization import quantize_dynamic
     from onnxruntime.quantization.shape_inference import quant_pre_process
 

@@ -105,7 +105,8 @@ def make_session(path: Path, options: onnxruntime.SessionOptions, providers: lis
     try:
         return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=slower)
     except Exception as error:
-        raise ValueError(f"{str(path)!r} cannot be loaded ({error}): export the model again.") from error
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{str(path)!r} cannot be loaded ({reason}): export the model again.") from error
 
 
 def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:
