@@ -144,7 +144,7 @@ def pairwise_cover(items):
     left = {}
     for item in items:
         values = sorted((name, repr(value)) for name, value in item.callspec.params.items())
-        left[item] = set(itertools.combinations(values, 2))
+        left[item] = set(itertools.combinations(values, min(2, len(values))))  # one parameter: each of its values
     chosen, covered = set(), set()
     while True:
         best = max(items, key=lambda item: len(left[item] - covered))

@@ -17,7 +17,7 @@ from transformers import BertTokenizer
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(95))]
 TEXTS = ["word1 word20 word3", "word40", "word7 word8 word9 word10 word11 word12", "word50 word60 word70"]
-HELPERS = Path(__file__).parents[1] / "training"
+HELPERS = Path(__file__).parents[1]
 # Answers of a loaded model and of a pipeline, as JSON.
 ANSWER = """
 import json, sys, torch

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 
 pytestmark = pytest.mark.gradients
-SCRIPT = str(Path(__file__).parent / "tiny_task.py")
+SCRIPT = str(Path(__file__).parents[1] / "tiny_task.py")
 
 
 @pytest.mark.slow

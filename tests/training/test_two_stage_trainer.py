@@ -15,7 +15,7 @@ from transformers_deebert.training.stage_trainer import last_complete_checkpoint
 
 
 pytestmark = pytest.mark.gradients
-SCRIPT = str(Path(__file__).parent / "tiny_task.py")
+SCRIPT = str(Path(__file__).parents[1] / "tiny_task.py")
 
 
 def test_both_stages(tmp_path):
