@@ -3,7 +3,10 @@
 from numbers import Integral
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from .models.exit_criteria_deebert import is_single_label
+from .models.exit_loop_deebert import has_exits
 
 
 def check_count(name: str, number: Any, least: int = 1) -> int:
@@ -11,6 +14,15 @@ def check_count(name: str, number: Any, least: int = 1) -> int:
     if isinstance(number, bool) or not isinstance(number, Integral) or number < least:
         raise ValueError(f"`{name}` must be a whole number >= {least}, got {number!r}.")
     return int(number)
+
+
+def check_in_pytorch(name: str, model: Any) -> None:
+    """Raises `ValueError` for anything but a classifier with off-ramps whose weights are at hand."""
+    if not has_exits(model) or not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"`{name}` must be a classifier with off-ramps in PyTorch (`Dee…ForSequenceClassification`), got a "
+            f"`{type(model).__name__}`: load the checkpoint, or see `from_backbone`."
+        )
 
 
 def check_single_label(what: str, config: Any) -> None:

@@ -35,7 +35,7 @@ from transformers_deebert import (
     pick_threshold,
 )
 from transformers_deebert.cli import main
-from transformers_deebert.inference.onnx.export import tell_of_defaults
+from transformers_deebert.inference.onnx.export import warn_of_defaults
 
 
 # Exporting takes seconds a layer: BERT is always tested, the others with the slow tests.
@@ -152,7 +152,8 @@ def spy_on(model, monkeypatch, note):
             seen.append(note(feeds))
             return self.session.run(outputs, feeds)
 
-    monkeypatch.setattr(model, "sessions", [Spy(session) for session in model.sessions])
+    for segment in model.segments.values():
+        monkeypatch.setattr(segment, "session", Spy(segment.session))
     return seen
 
 
@@ -168,7 +169,7 @@ def test_rows_and_columns_that_left_are_dropped(model, case, monkeypatch):
     ]
     seen.clear()
     model(**batch, early_exit_entropy=9.0)
-    assert len(seen) == 1  # nobody is left for layer 2
+    assert len(seen) == 1  # no row is active in layer 2
 
 
 def test_every_threshold(model, case):
@@ -178,6 +179,13 @@ def test_every_threshold(model, case):
     switched_off = [0.0, *thresholds[1:]]
     for setting in (0.0, 2.0, switched_off, np.float32(0.0)):
         check_same(model(**batch, early_exit_entropy=setting), reference(**batch, early_exit_entropy=setting))
+
+
+def test_a_score_that_compares_exits(model, case):
+    reference, batch, *_ = case
+    expected = reference(**batch, exit_criterion={"score": "disagreement", "threshold": 0.5})
+    assert len(expected.exit_layers.unique()) >= 2
+    check_same(model(**batch, exit_criterion={"score": "disagreement", "threshold": 0.5}), expected)
 
 
 def test_layers_and_all_exits(model, case):
@@ -392,30 +400,30 @@ def test_single_file_computes_no_layer_behind_the_exit(folder, case, tmp_path):
     assert sum("LayerNormalization" in name for name in run) == 1 + 2 * 2
 
 
-def test_off_ramps_that_nobody_asks_are_not_computed(folder, case, tmp_path):
+def test_off_ramps_that_are_switched_off_are_not_computed(folder, case, tmp_path):
     """One entropy, with its logarithm, for each off-ramp that is."""
     _, batch, _, _ = case
-    for thresholds, asked in (([0.0], 0), ([1e-6], 3), ([0.0, 1e-6, 0.0], 1)):
+    for thresholds, evaluated in (([0.0], 0), ([1e-6], 3), ([0.0, 1e-6, 0.0], 1)):
         run = operators_run(
             folder / "model.onnx", lambda session, given=thresholds: single_feeds(session, batch, 0, given), tmp_path
         )
         assert sum("LayerNormalization" in name for name in run) == 1 + 2 * NUM_LAYERS
-        assert run.count("LogSoftmax") == asked
+        assert run.count("LogSoftmax") == evaluated
     hidden = np.zeros((2, 5, make_bert().config.hidden_size), np.float32)
     feeds = {"hidden": hidden, "attention_mask": np.ones((2, 5), np.int64)}
-    for consult in (False, True):
-        given = feeds | {"consult": np.array([consult])}
+    for evaluate in (False, True):
+        given = feeds | {"evaluate": np.array([evaluate])}
         run = operators_run(folder / "segment_02.onnx", lambda session, given=given: given, tmp_path)
-        assert run.count("LogSoftmax") == consult
+        assert run.count("LogSoftmax") == evaluate
 
 
 @pytest.mark.parametrize("off_ramp", range(1, NUM_LAYERS))
-def test_segments_are_told_which_exits_are_asked(model, case, monkeypatch, off_ramp):
+def test_only_exits_of_the_plan_are_evaluated(model, case, monkeypatch, off_ramp):
     reference, batch, _, _ = case
-    seen = spy_on(model, monkeypatch, lambda feeds: bool(feeds.get("consult", [True])[0]))
+    seen = spy_on(model, monkeypatch, lambda feeds: bool(feeds.get("evaluate", [True])[0]))
     setting = [1e-6 if layer == off_ramp else 0.0 for layer in range(1, NUM_LAYERS)]
     model(**batch, early_exit_entropy=setting)
-    assert [layer for layer, asked in enumerate(seen, 1) if asked] == [off_ramp, NUM_LAYERS]
+    assert [layer for layer, evaluated in enumerate(seen, 1) if evaluated] == [off_ramp, NUM_LAYERS]
     seen.clear()
     model(**batch, exit_layer=off_ramp)
     assert seen == [False] * (off_ramp - 1) + [True]
@@ -506,7 +514,7 @@ def test_a_default_threshold_that_goes_along_to_int8(tmp_path, caplog):
         assert ("`early_exit_entropy` (0.3) goes along" in caplog.text) == told
     for threshold, told in (([0.0, 0.3, 0.0], True), ([0.0] * 3, False), (0, False), (None, False)):
         caplog.clear()
-        tell_of_defaults(make_model(early_exit_entropy=threshold).config)
+        warn_of_defaults(make_model(early_exit_entropy=threshold).config)
         assert (f"`early_exit_entropy` ({threshold}) goes along" in caplog.text) == told
         assert bool(caplog.text) == told
 
@@ -542,11 +550,12 @@ def test_segments_tell_their_entropy(folder, case):
         tokens = {"input_ids": batch["input_ids"].numpy(), "token_type_ids": np.zeros_like(mask)}
         feeds = {"attention_mask": mask} | (tokens if layer == 1 else {"hidden": state})
         if layer < NUM_LAYERS:
-            only, *nothing = session.run(["states", "logits", "entropy"], feeds | {"consult": np.array([False])})
+            only, *nothing = session.run(["states", "logits", "entropy"], feeds | {"evaluate": np.array([False])})
             assert [array.shape for array in nothing] == [(0, 3), (0,)]
-            feeds["consult"] = np.array([True])
-        state, logits, entropy = session.run(["states", "logits", "entropy"], feeds)
+            feeds["evaluate"] = np.array([True])
+        *states, logits, entropy = session.run(None, feeds)
         if layer < NUM_LAYERS:
+            (state,) = states
             np.testing.assert_array_equal(only, state)
         probabilities = answers[layer - 1].double().softmax(-1)
         np.testing.assert_allclose(logits, answers[layer - 1], **CLOSE)
@@ -581,15 +590,15 @@ def test_two_layers(tmp_path, opset):
 
 
 def test_segments_that_always_compute_their_exit(folder, case, tmp_path):
-    """As they were exported before they had the input `consult`."""
+    """As they were exported before they had the input `evaluate`."""
     reference, batch, thresholds, expected = case
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     for path in sorted(copy.glob("segment_*.onnx"))[:-1]:
         model = onnx.load(path)
-        (consult,) = (value for value in model.graph.input if value.name == "consult")
-        model.graph.input.remove(consult)
-        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([True]), "consult"))
+        (flag,) = (value for value in model.graph.input if value.name == "evaluate")
+        model.graph.input.remove(flag)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([True]), "evaluate"))
         onnx.save(model, path)
     model = OnnxEarlyExitModel.from_pretrained(copy, num_threads=1)
     switched_off = [0.0, *thresholds[1:]]
@@ -629,7 +638,7 @@ def test_command_line_and_tokenizer(tmp_path, capsys):
     assert {"model.onnx", "tokenizer.json", "config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "out")]) == 2
     assert "is not empty" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no segments"):
+    with pytest.raises(ValueError, match="lacks segments: export the model again"):
         OnnxEarlyExitModel.from_pretrained(tmp_path / "out")
 
 
@@ -637,7 +646,7 @@ def test_command_line_and_tokenizer(tmp_path, capsys):
 
 
 def test_folders_that_are_no_export(folder, tmp_path):
-    with pytest.raises(ValueError, match=r"no onnx\.json: write it with `export_onnx`"):
+    with pytest.raises(ValueError, match=r"no onnx\.json: export the model there first"):
         OnnxEarlyExitModel.from_pretrained(tmp_path)
     OnnxEarlyExitModel.from_pretrained(folder).save_pretrained(tmp_path)
     (tmp_path / "segment_02.onnx").unlink()
@@ -700,7 +709,7 @@ def test_settings_of_the_export(arguments, message, tmp_path):
 def test_models_that_cannot_be_exported(model, tmp_path):
     with pytest.raises(ValueError, match="must be a classifier with off-ramps"):
         export_onnx(make_model().base_model, tmp_path / "onnx")
-    with pytest.raises(ValueError, match="without weights"):
+    with pytest.raises(ValueError, match="got a `OnnxEarlyExitModel`: load the checkpoint"):
         export_onnx(model, tmp_path / "onnx")
     with pytest.raises(ValueError, match="num_labels=1"):
         export_onnx(make_model(num_labels=1), tmp_path / "onnx")

@@ -1,6 +1,7 @@
-"""Exported files in other tools: damaged folders, optimisers, converters, OpenVINO, a Hub."""
+"""Exported files in other tools (optimisers, converters, OpenVINO), and damaged ones."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -9,8 +10,11 @@ import pytest
 import torch
 from conftest import EXPORTED, NUM_LAYERS, make_batch, make_model, off_ramp_answers, spread_thresholds
 
-from transformers_deebert import OnnxEarlyExitModel, export_onnx
+from transformers_deebert import OnnxEarlyExitModel
 from transformers_deebert.analysis import entropy
+
+
+EARLIER = Path(__file__).parents[1] / "fixtures" / "release_0_1" / "onnx"
 
 
 @pytest.fixture(scope="module")
@@ -94,41 +98,48 @@ def test_openvino(case):
     torch.testing.assert_close(logits, case[2].logits, atol=1e-3, rtol=1e-3)
 
 
+CONFIG = (EARLIER / "config.json").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
         ("onnx.json", b"{"),
         ("onnx.json", b"[]"),
+        ("onnx.json", b"\xff"),
         ("onnx.json", b'{"segments": [{"file": "segment_01.onnx"}]}'),
+        ("onnx.json", b'{"segments": [{"file": 1}], "max_tokens": 9, "off_ramp_temperatures": null}'),
+        ("onnx.json", b'{"segments": [], "max_tokens": "many", "off_ramp_temperatures": null}'),
+        ("onnx.json", b'{"segments": [], "max_tokens": 9, "off_ramp_temperatures": [0.0]}'),
         ("config.json", b'{"model_type": '),
+        ("config.json", b"{}"),
+        ("config.json", b'{"model_type": "bert"}'),
+        ("config.json", CONFIG.replace('"num_hidden_layers": 3', '"num_hidden_layers": 2').encode()),
+        ("config.json", CONFIG.replace("{", '{"off_ramp_layers": [0, 2],', 1).encode()),
         ("segment_02.onnx", b"no protobuf"),
         ("segment_02.onnx", b""),
+        ("segment_02.onnx", (EARLIER / "segment_02.onnx").read_bytes()[:1000]),
+        ("segment_02.onnx", (EARLIER / "segment_01.onnx").read_bytes()),
+        ("segment_01.onnx", (EARLIER / "segment_02.onnx").read_bytes()),
+        ("segment_03.onnx", None),
     ],
 )
-def test_damaged_folders(case, tmp_path, name, content):
-    shutil.copytree(case[0], tmp_path / "copy")
-    (tmp_path / "copy" / name).write_bytes(content)
-    with pytest.raises(ValueError, match=rf"{name}' (is damaged|cannot be).*export"):
-        OnnxEarlyExitModel.from_pretrained(tmp_path / "copy")
+def test_damaged_folders(tmp_path, name, content):
+    copy = Path(shutil.copytree(EARLIER, tmp_path / "copy"))
+    if content is None:
+        (copy / name).unlink()
+    else:
+        (copy / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"(?s)copy.*({name}|config\.json).*export the model again"):
+        OnnxEarlyExitModel.from_pretrained(copy)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["nowhere/at-all/really"], "neither a folder nor a repository"),
-        (["org/model"], "neither a folder nor a repository"),
-    ],
-)
-def test_places_that_are_none(arguments, message, monkeypatch):
-    with pytest.raises(ValueError, match=message):
-        OnnxEarlyExitModel.from_pretrained(*arguments, local_files_only=True)
+@pytest.mark.parametrize("name", ["nowhere/at-all/really", "org/model"])
+def test_places_that_are_none(name):
+    with pytest.raises(ValueError, match=rf"\('{name}'\) is neither a folder nor a repository.*check the name"):
+        OnnxEarlyExitModel.from_pretrained(name, local_files_only=True)
 
 
-def test_unknown_arguments(case):
-    with pytest.raises(ValueError, match="`num_thread` is no argument"):
-        OnnxEarlyExitModel.from_pretrained(case[0], num_thread=1)
-
-
-def test_off_ramps_elsewhere_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="off_ramp_layers"):
-        export_onnx(make_model(off_ramp_layers=[0, 2]), tmp_path / "out")
+def test_unknown_arguments():
+    with pytest.raises(TypeError, match="num_thread"):
+        OnnxEarlyExitModel.from_pretrained(EARLIER, num_thread=1)

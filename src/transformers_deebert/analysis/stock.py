@@ -4,6 +4,7 @@ from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoModelForSequenceClassification, PreTrainedModel
 
+from ..checks import check_in_pytorch
 from ..models.configuration_early_exit_deebert import EarlyExitConfigMixin
 from ..models.exit_loop_deebert import has_exits
 
@@ -24,9 +25,10 @@ def stock_model(model: PreTrainedModel) -> PreTrainedModel:
         `PreTrainedModel`: such as `BertForSequenceClassification`; its logits are those of `model` at full depth.
 
     Raises:
-        `ValueError`: for a model without off-ramps, or a base model without a head.
+        `ValueError`: for a model without off-ramps, a base model without a head, or an exported one.
     """
     check_off_ramps(model)
+    check_in_pytorch("model", model)
     stock_config = CONFIG_MAPPING[model.config.backbone_type]
     own = {*EarlyExitConfigMixin.__dataclass_fields__, "auto_map", "custom_pipelines", "architectures"}
     settings = {name: value for name, value in model.config.to_dict().items() if name not in own}

@@ -8,7 +8,7 @@ from typing import Any
 from ..analysis.threshold_choice import ThresholdChoice
 from ..families import FAMILIES
 from ..folders import write_text
-from ..inference.onnx.folder import NOTES_FILE
+from ..inference.exported_model import ExportedEarlyExitModel, find_notes
 from ..models.configuration_early_exit_deebert import check_temperatures, layers_of_exits
 from ..models.exit_criteria_deebert import check_thresholds
 from ..models.exit_loop_deebert import has_exits
@@ -40,7 +40,7 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
         if not has_exits(model):
             raise ValueError(f"`model` is a `{type(model).__name__}`, which has no off-ramps: see `from_backbone`.")
         settings = settings_of(choice, model.config.exit_layers, model.config.num_labels)
-        if hasattr(model, "exported_temperatures"):
+        if isinstance(model, ExportedEarlyExitModel):
             check_exported(choice, model.exported_temperatures)
         for name, value in settings.items():
             setattr(model.config, name, value)
@@ -54,9 +54,9 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     before = config.get("off_ramp_temperatures")
     depth = int(config.get("num_hidden_layers") or config["n_layers"])
     config |= settings_of(choice, layers_of_exits(config.get("off_ramp_layers"), depth), labels)
-    exported = folder / NOTES_FILE
-    if exported.is_file():
-        check_exported(choice, json.loads(exported.read_text(encoding="utf-8"))["off_ramp_temperatures"])
+    exported = find_notes(folder)
+    if exported is not None:
+        check_exported(choice, exported.temperatures)
     card = CardData.read(stored) if stored.is_file() else CardData()
     if (card.off_ramp_temperatures or before) != plain(choice.temperatures):
         card.trade_off = None  # its thresholds are about other temperatures
@@ -72,7 +72,7 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     )
     card.off_ramp_temperatures = plain(choice.temperatures)
     # The configuration last: a card that cannot be written changes nothing.
-    if exported.is_file():
+    if exported is not None:
         card.write(stored)  # the card would tell how to load a checkpoint, which is not there
     else:
         write_model_card(folder, card, config=config)

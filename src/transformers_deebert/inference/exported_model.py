@@ -1,19 +1,27 @@
-"""Exported classifiers with exits, on any runtime: called like the PyTorch model, the layers run elsewhere."""
+"""Exported classifiers with off-ramps, on any runtime but PyTorch."""
 
+import json
 import os
+import pkgutil
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.loss.loss_utils import ForSequenceClassificationLoss
+from transformers.utils import PushToHubMixin
 from transformers.utils.generic import can_return_tuple
 
+from ..messages import first_line
+from ..models.configuration_early_exit_deebert import check_temperatures
 from ..models.exit_loop_deebert import run_call
 from ..models.exit_plan_deebert import ExitPlan, make_exit_plan
 from ..models.exit_scores_deebert import ExitCandidate
@@ -22,67 +30,137 @@ from ..models.layer_state_deebert import LayerState
 from ..models.outputs_deebert import EarlyExitSequenceClassifierOutput
 
 
-HUB_ARGUMENTS = ("revision", "cache_dir", "token", "local_files_only", "force_download")
-
-
-class ExportedEarlyExitModel(PreTrainedModel):
+@dataclass(frozen=True)
+class ExportNotes:
     """
-    A classifier with exits whose layers are run by another runtime, a [`LayerRunner`]. It has no parameters and is for
-    inference on the host. A runtime is a subclass with [`run_layer`] and a way to load.
+    What an exported folder states of its files.
 
-    In front of layer 1, which embeds the tokens as well, a state holds the tokens themselves.
+    Args:
+        files (`list[str]`): Names of the segments, in order.
+        max_tokens (`int`, *optional*): Number of tokens that the position table holds.
+        temperatures (`list[float]`, *optional*): Of the off-ramps, part of the segments.
+    """
+
+    files: list[str]
+    max_tokens: int | None
+    temperatures: list[float] | None
+
+
+class Segment(Protocol):
+    """
+    A loaded file: a layer, or the embeddings, with the exit behind it, if there is one.
+
+    Attributes:
+        inputs (`list[str]`): Names of its inputs.
+        has_exit (`bool`): Whether there is an exit.
+    """
+
+    inputs: list[str]
+    has_exit: bool
+
+    def run(self, tensors: dict[str, torch.Tensor], evaluate: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """
+        The states, `None` behind the last layer, and the exit's logits, `None` unless `evaluate`.
+
+        Args:
+            tensors (`dict[str, torch.Tensor]`): `attention_mask`, and token arguments or `hidden`.
+            evaluate (`bool`): Whether the exit is evaluated.
+        """
+
+
+class ExportedEarlyExitModel(PushToHubMixin):
+    """
+    A classifier with off-ramps whose layers are files of another runtime, a [`LayerRunner`]: called like the PyTorch
+    model, it gives the same answers and exits. It has no parameters and is for inference on the host. A runtime
+    defines how a file is opened (a [`Segment`]) and `runtime`, the name of its package beside this module.
 
     Args:
         config (`PreTrainedConfig`): Of the exported model.
-        folder (`Path`): The exported files.
-        max_tokens (`int`, *optional*): Number of tokens that the position table holds.
-        temperatures (`list[float]`, *optional*): Of the off-ramps, applied in the exported graphs.
+        segments (`dict[int, Segment]`): By layer; 0, the embeddings, where an exit stands behind them.
+        notes ([`ExportNotes`]): Of the exported folder.
+        folder (`Path`): The exported folder.
     """
 
-    base_model_prefix = ""
-    main_input_name = "input_ids"
+    runtime: ClassVar[str]
     has_head = True
-    token_inputs: tuple[str, ...] = ("input_ids", "token_type_ids")
+    training = False
+    device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(
-        self, config: PreTrainedConfig, folder: Path, max_tokens: int | None, temperatures: list[float] | None
+        self, config: PreTrainedConfig, segments: dict[int, Segment], notes: ExportNotes, folder: Path
     ) -> None:
-        super().__init__(config)
+        self.config: Any = config
+        self.segments = segments
         self.folder = folder
-        self.token_limit = max_tokens
-        self.exported_temperatures = temperatures
-        self.loss_type = "ForSequenceClassification"
-        self.eval()
+        self.exported_temperatures = notes.temperatures
+        self.token_limit = notes.max_tokens
+        known = segments[min(segments)].inputs
+        self.token_inputs = tuple(name for name in ("input_ids", "token_type_ids") if name in known)
 
-    def run_layer(
-        self, index: int, tensors: dict[str, torch.Tensor], evaluate: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    @classmethod
+    def load(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        open_segment: Callable[[Path], Segment],
+        **hub: Any,
+    ) -> Any:
         """
-        Runs layer `index` (0-based) and, where `evaluate`, the exit behind it.
+        Loads the segments of an exported folder.
 
         Args:
-            index (`int`): Of the layer.
-            tensors (`dict[str, torch.Tensor]`):
-                `attention_mask`, and for layer 1 the tokens, else the states `hidden` in front of it.
-            evaluate (`bool`): Whether the exit is evaluated.
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                Local folder, or repository on the Hub.
+            open_segment (`Callable`):
+                From a file to its [`Segment`].
+            hub:
+                `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`, as of
+                `PreTrainedModel.from_pretrained`.
 
-        Returns:
-            The states behind the layer, `None` behind the last, and the exit's logits `(rows, labels)`.
+        Raises:
+            ValueError: for a folder or repository that is not there, without segments, or with a file that is missing,
+                damaged or does not fit the others.
         """
-        raise NotImplementedError
+        folder = find_folder(pretrained_model_name_or_path, **hub)
+        notes = read_notes(folder / f"{cls.runtime}.json")
+        missing = [name for name in notes.files if not (folder / name).is_file()]
+        if missing or not notes.files:
+            lacking = ", ".join(missing) or "segments"
+            raise ValueError(f"{str(folder)!r} lacks {lacking}: export the model again, with `segments=True`.")
+        with damage_of(folder / "config.json"):
+            config: Any = AutoConfig.from_pretrained(folder)
+            exit_layers = config.exit_layers
+        segments = {}
+        for layer, name in enumerate(notes.files, start=min(1, *exit_layers)):
+            with damage_of(folder / name):
+                segments[layer] = open_segment(folder / name)
+        exits = tuple(layer for layer, segment in segments.items() if segment.has_exit)
+        embedding = [layer for layer, segment in segments.items() if "input_ids" in segment.inputs]
+        if (max(segments), exits, embedding) != (exit_layers[-1], exit_layers, [min(segments)]):
+            raise ValueError(
+                f"The {len(segments)} segments in {str(folder)!r}, with exits behind the layers {exits}, do not fit "
+                f"its config.json, with exits behind {exit_layers}: export the model again."
+            )
+        return cls(config, segments, notes, folder)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:  # type: ignore[override]
-        """Copies the exported folder, with the configuration as it is now."""
-        shutil.copytree(self.folder, save_directory, dirs_exist_ok=True)
-        self.config.to_json_file(Path(save_directory) / "config.json")
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Copies the exported files, with the configuration as it is now; `kwargs` of other models are ignored."""
+        target = Path(save_directory)
+        if not (target.exists() and target.samefile(self.folder)):
+            shutil.copytree(self.folder, target, dirs_exist_ok=True)
+        self.config.to_json_file(target / "config.json")
 
-    @property
-    def device(self) -> torch.device:
-        return torch.device("cpu")
+    def to(self, *args: Any, **kwargs: Any) -> "ExportedEarlyExitModel":
+        """Stays where it is: its runtime chooses the device."""
+        return self
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return torch.float32
+    def eval(self) -> "ExportedEarlyExitModel":
+        return self
+
+    def train(self, mode: bool = True) -> "ExportedEarlyExitModel":
+        if mode:
+            raise ValueError(f"`mode` is True, but a `{type(self).__name__}` cannot be trained: train the checkpoint.")
+        return self
 
     # ---- the runner
 
@@ -97,25 +175,45 @@ class ExportedEarlyExitModel(PreTrainedModel):
         return self.config.exit_layers
 
     def make_plan(self, **settings: Any) -> ExitPlan:
-        """Temperatures are in the graphs."""
+        """Temperatures are in the segments."""
         return replace(make_exit_plan(self.config, False, **settings), temperatures=None)
 
     def begin(self, **inputs: Any) -> tuple[LayerState, torch.Tensor | None]:
-        mask, tokens, columns = prepare_tokens(inputs, self.token_limit, {"input_ids": self.vocabulary()})
-        return LayerState.begin(torch.empty(*mask.shape, 0), mask, **tokens), columns
+        """The tokens wait in `hidden` for the first segment, which embeds them: int64 `(rows, width, arguments)`."""
+        sizes = {"input_ids": self.vocabulary()}
+        if "token_type_ids" in self.token_inputs:
+            sizes["token_type_ids"] = self.config.type_vocab_size
+        mask, tokens, columns = prepare_tokens(inputs, self.token_limit, sizes)
+        # Those that were not given are zeros, as in the stock models.
+        stacked = [tokens[name] if name in tokens else torch.zeros_like(mask) for name in self.token_inputs]
+        return LayerState.begin(torch.stack(stacked, -1), mask), columns
+
+    def apply(self, segment: int, state: LayerState, evaluate: bool) -> None:
+        """Runs a segment, in place."""
+        tensors = {"attention_mask": state.mask, "hidden": state.hidden}
+        if not state.hidden.is_floating_point():
+            tensors |= zip(self.token_inputs, state.hidden.unbind(-1), strict=True)
+        hidden, state.exit_logits = self.segments[segment].run(tensors, evaluate)
+        state.hidden = state.hidden if hidden is None else hidden
 
     def advance(self, state: LayerState, evaluate: bool = True) -> None:
-        tensors = {"hidden": state.hidden, "attention_mask": state.mask, **state.tokens}
-        hidden, state.exit_logits = self.run_layer(state.layer, tensors, evaluate)
-        state.hidden = state.hidden if hidden is None else hidden
-        state.tokens = {}
+        if 0 in self.segments and not state.hidden.is_floating_point():
+            self.apply(0, state, evaluate=False)
         state.layer += 1
+        self.apply(state.layer, state, evaluate)
 
     def evaluate_exit(self, state: LayerState) -> ExitCandidate:
+        if state.layer == 0:
+            self.apply(0, state, evaluate=True)
         return ExitCandidate(state.exit_logits, None, state.memory, state.layer)
 
     def readout(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
+
+    # ---- calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
 
     @can_return_tuple
     def forward(
@@ -131,9 +229,15 @@ class ExportedEarlyExitModel(PreTrainedModel):
     ) -> EarlyExitSequenceClassifierOutput:
         """
         As [`EarlyExitClassifier.forward`], with torch tensors or numpy arrays; what comes back are torch tensors on
-        the CPU. `off_ramp_temperatures` are those that were exported, whatever the configuration says now.
+        the CPU. `off_ramp_temperatures` are those that were exported, whatever the configuration states now. A score
+        of the caller's own reads logits; pooled vectors are not exported.
         """
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        tokens = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        inputs = {name: as_tensor(name, value) for name, value in tokens.items()}
+        targets = as_tensor("labels", labels)
+        ids = inputs["input_ids"]
+        if targets is not None and ids is not None:
+            targets = check_labels(targets, self.config, len(ids), training=False)
         plan = self.make_plan(
             early_exit_entropy=early_exit_entropy,
             exit_criterion=exit_criterion,
@@ -141,22 +245,19 @@ class ExportedEarlyExitModel(PreTrainedModel):
             output_off_ramp_logits=output_off_ramp_logits,
         )
         with torch.no_grad():
-            output = run_call(self, plan, {name: as_tensor(name, value) for name, value in inputs.items()})
-        answers, loss = output.answers, None
-        if (targets := as_tensor("labels", labels)) is not None:
-            targets = check_labels(targets, self.config, len(answers.logits), training=False)
-            # The stock loss notes the kind of problem in the configuration it is given: a call must leave no trace.
-            loss = self.loss_function(targets, answers.logits, copy(self.config))
+            output = run_call(self, plan, inputs)
+        logits = output.answers.logits
         return EarlyExitSequenceClassifierOutput(
-            loss=loss,
-            logits=answers.logits,
-            exit_layers=answers.exit_layers,
+            # The loss notes the kind of problem in the configuration it is given.
+            loss=None if targets is None else ForSequenceClassificationLoss(targets, logits, copy(self.config)),
+            logits=logits,
+            exit_layers=output.answers.exit_layers,
             off_ramp_logits=output.off_ramp_logits,
         )
 
 
 def as_tensor(name: str, value: Any) -> torch.Tensor | None:
-    """Integers as exported graphs want them, int64 on the CPU; everything else is left to the checks as it is."""
+    """An argument of `forward` on the CPU, token ids as int64; raises `ValueError` for what is no tensor or array."""
     if value is None:
         return None
     if isinstance(value, np.ndarray):
@@ -173,28 +274,69 @@ def as_tensor(name: str, value: Any) -> torch.Tensor | None:
     return value.cpu()
 
 
-def find_folder(name: str | os.PathLike, subfolder: str = "", **hub: Any) -> Path:
-    """
-    The folder of an exported model: a local one, or the files of a repository on the Hub, downloaded to the cache.
+# ---- exported folders
 
-    Args:
-        name (`str` or `os.PathLike`): Folder, or id of a repository.
-        subfolder (`str`, *optional*): Of either.
-        hub: `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`, as for `from_pretrained`.
 
-    Raises:
-        ValueError: for what is neither a folder nor a repository that can be reached; for unknown arguments.
-    """
-    unknown = sorted(set(hub) - set(HUB_ARGUMENTS))
-    if unknown:
-        raise ValueError(f"`{unknown[0]}` is no argument here: choose from {', '.join(HUB_ARGUMENTS)}.")
+def find_folder(
+    name: str | os.PathLike,
+    subfolder: str = "",
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+) -> Path:
+    """A local folder, or the segments of a repository on the Hub, downloaded into the cache unless they are there."""
     folder = Path(name)
     if not folder.is_dir():
         try:
-            patterns = [f"{subfolder}/*" if subfolder else "*"]
-            folder = Path(snapshot_download(str(name), allow_patterns=patterns, **hub))
-        except (HFValidationError, OSError) as error:
+            place = snapshot_download(
+                str(name),
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                allow_patterns=[str(Path(subfolder, pattern)) for pattern in ("*.json", "segment_*")],
+            )
+        except (OSError, HFValidationError) as error:
             raise ValueError(
-                f"{str(name)!r} is neither a folder nor a repository on the Hub that can be loaded ({error})."
+                f"`pretrained_model_name_or_path` ({str(name)!r}) is neither a folder nor a repository on the Hub "
+                f"that can be loaded ({first_line(error)}): check the name, `revision` and `token`."
             ) from error
+        folder = Path(place)
     return folder / subfolder
+
+
+def read_notes(path: Path) -> ExportNotes:
+    """The notes in a file; raises `ValueError` where there are none."""
+    if not path.is_file():
+        raise ValueError(f"{str(path.parent)!r} has no {path.name}: export the model there first.")
+    with damage_of(path):
+        notes = json.loads(path.read_text(encoding="utf-8"))
+        files = [Path(entry["file"]).name for entry in notes["segments"]]
+        limit, temperatures = notes["max_tokens"], notes["off_ramp_temperatures"]
+        if limit is not None and not isinstance(limit, int):
+            raise TypeError(f"`max_tokens` is {limit!r}")
+        if temperatures is not None:
+            check_temperatures(temperatures, len(temperatures))
+    return ExportNotes(files, limit, temperatures)
+
+
+def find_notes(folder: Path) -> ExportNotes | None:
+    """The notes of an exported folder, of whichever runtime; `None` for other folders."""
+    runtimes = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg]
+    found = [path for name in runtimes if (path := folder / f"{name}.json").is_file()]
+    return read_notes(found[0]) if found else None
+
+
+@contextmanager
+def damage_of(path: Path) -> Iterator[None]:
+    """Whatever a file's parser raises, as a `ValueError` that names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be loaded ({type(error).__name__}: {first_line(error)}): it is damaged or of "
+            "another model; export the model again, or copy the file again."
+        ) from error

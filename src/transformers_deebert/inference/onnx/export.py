@@ -11,22 +11,22 @@ import onnx
 from transformers import AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
-from ...checks import has_vocabulary
+from ...checks import check_in_pytorch, has_vocabulary
 from ...families import find_family_of
 from ...folders import check_new_folder, whole_folder
 from ...models.configuration_early_exit_deebert import class_names
 from ...models.exit_criteria_deebert import is_single_label
-from ...models.exit_loop_deebert import has_exits
-from .folder import NOTES_FILE, SINGLE_FILE, segment_file
-from .graph import nest_exits, skip_exit, use_value_tensors
+from ...models.exit_scores_deebert import SCORES
+from .graph import nest_exits, skip_exit
 from .quantization import quantize_layers
-from .segments import export_every_exit, export_segment, exportable
+from .segments import export_every_exit, export_segment, exportable, first_segment
 
 
 logger = logging.get_logger(__name__)
 
 OPSETS = range(18, 24)
 DTYPES = ("float32", "int8")
+SINGLE_FILE = "model.onnx"
 LARGEST_FILE = 2**31 - 1  # bytes that a protocol buffer may have
 
 
@@ -44,18 +44,20 @@ def export_onnx(
     tokenizer. `folder` appears whole or not at all.
 
     - `segment_01.onnx` … `segment_LL.onnx`: a layer and the exit behind it each, for any number of rows and tokens.
-      [`OnnxEarlyExitModel`] runs them, and drops rows that left in between. The first takes `input_ids`,
-      `attention_mask` and, where the family has them, `token_type_ids`, `(rows, width)` and int64; the others take
-      `hidden`, float32 `(rows, width, hidden)`, the `states` that the one before gave, and `attention_mask`. They give
-      `states`, `logits` `(rows, labels)` and `entropy` `(rows,)`, in nats, NaN where a logit is not finite. All but
-      the last take `consult`, bool `(1,)`: where it is false the exit is not computed, and `logits` and `entropy` are
-      of no rows. Each row's first attended token must be in column 0.
+      [`OnnxEarlyExitModel`] runs them, with every exit criterion, and drops exited rows in between. The first takes
+      `input_ids`, `attention_mask` and, where the family has them, `token_type_ids`, `(rows, width)` and int64; the
+      others take `hidden`, float32 `(rows, width, hidden)`, the `states` that the one before gave, and
+      `attention_mask`. They give `states` (but for the last) and, where there is an exit, `logits` `(rows, labels)`
+      and `entropy` `(rows,)`, in nats, NaN where a logit is not finite. Those with an off-ramp take `evaluate`,
+      bool `(1,)`: where it is false the exit is not computed, and `logits` and `entropy` are of no rows. Each row's
+      first attended token must be in column 0. With an exit behind the embeddings these are `segment_00.onnx`.
     - `model.onnx`: all layers, and the exits as nested `If`, for one row of any length, padded or not. Takes
       `input_ids`, `attention_mask`, `token_type_ids` as above, `(1, width)`, and `early_exit_entropy`: thresholds in
-      nats, float32 of shape `(1,)`, or `(L-1,)` with one for each off-ramp; 0 is the full depth. Gives `logits`
-      `(1, labels)` and `exit_layer`, int64 `(1,)`: 1 … L. Layers behind the exit are not computed, nor are off-ramps
-      whose threshold is 0. Any ONNX Runtime can run it; nothing of this library is needed.
-    - `onnx.json`: the files, their inputs, opset and versions, number of layers, labels.
+      nats, float32 of shape `(1,)`, or `(off-ramps,)` with one for each; 0 is the full depth. Gives `logits`
+      `(1, labels)` and `exit_layer`, int64 `(1,)`. Layers behind the exit are not computed, nor are off-ramps whose
+      threshold is 0. Any ONNX Runtime can run it; nothing of this library is needed. Where the configuration's
+      `exit_criterion` has another score, that one is compared, and the thresholds are called `exit_threshold`.
+    - `onnx.json`: the files, their inputs, opset and versions, exit layers, labels, the score of `model.onnx`.
 
     The configuration's `off_ramp_temperatures` are part of the graphs; its default thresholds are not.
 
@@ -83,7 +85,8 @@ def export_onnx(
     Raises:
         ValueError: for a model that is no classifier with off-ramps; an opset out of range; another dtype; a folder
             that holds files; nothing to write; for `single_file`, a model that does not choose one of several classes,
-            or whose weights exceed the 2 GB that one file can have.
+            whose configuration has a patience or a score that compares exits (`"disagreement"`), or whose weights
+            exceed the 2 GB that one file can have.
     """
     if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
         raise ValueError(f"`opset` must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}.")
@@ -98,7 +101,7 @@ def export_onnx(
     if single_file:
         check_single_file(model)
     if dtype == "int8":
-        tell_of_defaults(model.config)
+        warn_of_defaults(model.config)
     model = exportable(model)
     with whole_folder(folder) as whole:
         graphs = make_graphs(model, single_file, segments, opset, dtype)
@@ -113,7 +116,7 @@ def export_onnx(
 def load(model_or_checkpoint: Any) -> tuple[Any, Any]:
     """The model, and the tokenizer of a checkpoint that has one."""
     if not isinstance(model_or_checkpoint, (str, os.PathLike)):
-        check_classifier(model_or_checkpoint)
+        check_in_pytorch("model_or_checkpoint", model_or_checkpoint)
         return model_or_checkpoint, None
     model = find_family_of(model_or_checkpoint).classifier.from_pretrained(model_or_checkpoint)
     try:
@@ -126,66 +129,64 @@ def load(model_or_checkpoint: Any) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def check_classifier(model: Any) -> None:
-    """Raises `ValueError` for anything but a classifier with off-ramps in PyTorch."""
-    if not has_exits(model):
-        raise ValueError(
-            f"`model_or_checkpoint` must be a classifier with off-ramps (`Dee…ForSequenceClassification`) or name its "
-            f"checkpoint, got a `{type(model).__name__}`: see `from_backbone`."
-        )
-    if next(model.parameters(), None) is None:
-        raise ValueError(f"`model_or_checkpoint` is a `{type(model).__name__}` without weights of its own.")
-    if model.config.off_ramp_layers not in (None, list(range(1, model.config.num_hidden_layers))):
-        raise ValueError(
-            f"`model_or_checkpoint` has off-ramps behind the layers {model.config.off_ramp_layers} "
-            "(`config.off_ramp_layers`): only models with one behind every layer can be exported."
-        )
-
-
 def check_single_file(model: Any) -> None:
-    """Raises `ValueError` for models that cannot be one file with exits by entropy."""
+    """Raises `ValueError` for models that cannot be one file with the exits inside."""
     config = model.config
-    if not is_single_label(config):
-        raise ValueError(
-            f"`single_file` is True, but its exits need a model that chooses one of several classes, this one has "
-            f"num_labels={config.num_labels} and problem_type={config.problem_type!r}: set it to False."
-        )
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
-    if size > LARGEST_FILE:
-        raise ValueError(
-            f"`single_file` is True, but the weights have {size / 2**30:.1f} GB in float32, and one file can have "
-            "2 GB: set it to False."
+    criterion = config.exit_criterion or {"score": "entropy", "patience": 1}
+    reason = None
+    if not is_single_label(config):
+        reason = (
+            f"its exits need a model that chooses one of several classes, this one has num_labels={config.num_labels} "
+            f"and problem_type={config.problem_type!r}"
         )
+    elif criterion["patience"] > 1 or not SCORES[criterion["score"]].of_one_exit:
+        reason = f"it knows scores of one exit and no patience, and `config.exit_criterion` is {criterion}"
+    elif size > LARGEST_FILE:
+        reason = f"the weights have {size / 2**30:.1f} GB in float32, and one file can have 2 GB"
+    if reason is not None:
+        raise ValueError(f"`single_file` is True, but {reason}: set it to False, segments have no such limit.")
 
 
-def tell_of_defaults(config: Any) -> None:
-    """Warns of a default threshold, which int8 takes along to other entropies."""
-    threshold = config.early_exit_entropy
+def warn_of_defaults(config: Any) -> None:
+    """Warns of a default threshold, which int8 takes along to other scores."""
+    name = "early_exit_entropy" if config.exit_criterion is None else "exit_criterion"
+    value = getattr(config, name)
+    threshold = value["threshold"] if name == "exit_criterion" else value
     if any(threshold) if isinstance(threshold, (list, tuple)) else threshold:
         logger.warning(
-            f"The configuration's `early_exit_entropy` ({threshold}) goes along, but layers in int8 "
-            "give other entropies: if it was chosen in float32, choose it again, with `collect_exits` of the "
-            "`OnnxEarlyExitModel` and `pick_threshold`."
+            f"The configuration's `{name}` ({value}) goes along, but layers in int8 give other scores: if its "
+            "threshold was chosen in float32, choose it again, with `collect_exits` of the `OnnxEarlyExitModel` and "
+            "`pick_threshold`."
         )
+
+
+def score_of_single_file(config: Any) -> str:
+    """The score that `model.onnx` compares."""
+    return "entropy" if config.exit_criterion is None else config.exit_criterion["score"]
 
 
 def make_graphs(
     model: Any, single_file: bool, segments: bool, opset: int, dtype: str
 ) -> Iterator[tuple[str, onnx.ModelProto]]:
     """File names and graphs, one at a time."""
-    layers = model.config.num_hidden_layers
     finish = quantize_layers if dtype == "int8" else lambda flat: flat
+    *off_ramp_layers, depth = model.exit_layers
     if segments:
-        for layer in range(1, layers + 1):
+        for layer in range(first_segment(model), depth + 1):
             flat = finish(export_segment(model, layer, opset))
-            yield segment_file(layer), skip_exit(flat) if layer < layers else flat
+            if layer == depth:
+                del flat.graph.output[0]  # the states
+            yield f"segment_{layer:02d}.onnx", skip_exit(flat) if layer in off_ramp_layers else flat
     if single_file:
-        yield SINGLE_FILE, nest_exits(finish(export_every_exit(model, opset)), layers)
+        score = score_of_single_file(model.config)
+        flat = finish(export_every_exit(model, SCORES[score].function, opset))
+        threshold_name = "early_exit_entropy" if score == "entropy" else "exit_threshold"
+        yield SINGLE_FILE, nest_exits(flat, model.exit_layers, threshold_name)
 
 
 def write_graph(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
     """Writes a graph and returns what is noted of it."""
-    use_value_tensors(graph.graph)
     graph.producer_name, graph.producer_version = "transformers-deebert", version("transformers-deebert")
     onnx.save(graph, path)
     onnx.checker.check_model(path)
@@ -198,8 +199,9 @@ def write_graph(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
 
 
 def write_notes(model: Any, files: list[dict[str, Any]], opset: int, dtype: str, folder: Path) -> None:
-    """`onnx.json`: what somebody needs to know who runs the files without this library."""
+    """`onnx.json`: what is needed to run the files without this library."""
     config = model.config
+    single = [entry | {"score": score_of_single_file(config)} for entry in files if entry["file"] == SINGLE_FILE]
     notes = {
         "library": "transformers-deebert",
         "version": version("transformers-deebert"),
@@ -207,10 +209,11 @@ def write_notes(model: Any, files: list[dict[str, Any]], opset: int, dtype: str,
         "opset": opset,
         "dtype": dtype,
         "layers": config.num_hidden_layers,
+        "exit_layers": config.exit_layers,
         "labels": class_names(config),
         "max_tokens": model.max_tokens(),
         "off_ramp_temperatures": config.off_ramp_temperatures,
         "segments": [entry for entry in files if entry["file"] != SINGLE_FILE],
-        "single_file": next((entry for entry in files if entry["file"] == SINGLE_FILE), None),
+        "single_file": single[0] if single else None,
     }
-    (folder / NOTES_FILE).write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "onnx.json").write_text(json.dumps(notes, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

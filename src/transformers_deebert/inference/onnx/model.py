@@ -1,4 +1,4 @@
-"""Exported segments run by ONNX Runtime, with the exits of the PyTorch model."""
+"""Exported models on ONNX Runtime."""
 
 import os
 from collections.abc import Sequence
@@ -8,20 +8,45 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from transformers import AutoConfig
 
-from ..exported_model import ExportedEarlyExitModel, find_folder
-from .folder import read_notes
+from ..exported_model import ExportedEarlyExitModel
 
 
-CONSULT, SKIP = np.array([True]), np.array([False])
+FLAGS = {evaluate: np.array([evaluate]) for evaluate in (False, True)}
+
+
+class OnnxSegment:
+    """
+    A [`Segment`] in a session of ONNX Runtime.
+
+    Args:
+        session (`onnxruntime.InferenceSession`): Of the file.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self.inputs = [value.name for value in session.get_inputs()]
+        outputs = [value.name for value in session.get_outputs()]
+        self.states = [name for name in outputs if name == "states"]
+        self.has_exit = "logits" in outputs
+
+    def run(self, tensors: dict[str, torch.Tensor], evaluate: bool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        # What is no tensor is the flag: `evaluate`, or `consult` in files of version 0.1.
+        feeds = {
+            name: np.ascontiguousarray(tensors[name].numpy()) if name in tensors else FLAGS[evaluate]
+            for name in self.inputs
+        }
+        names = [*self.states, "logits"] if evaluate else self.states
+        found = dict(zip(names, map(torch.from_numpy, self.session.run(names, feeds)), strict=True))
+        return found.get("states"), found.get("logits")
 
 
 class OnnxEarlyExitModel(ExportedEarlyExitModel):
     """
     A classifier with off-ramps whose layers are run by ONNX Runtime: called like the PyTorch model, it gives the same
-    answers and exits. On a provider with a memory of its own, states are copied between layers. Goes where the PyTorch
-    model goes that is only called: `pipeline`, [`EarlyExitPredictor`], `collect_exits`, `time_thresholds`.
+    answers and exits. It has no parameters and is for inference on the host; on a provider with a memory of its own,
+    states are copied between layers. Goes where the PyTorch model goes that is only called: `pipeline`,
+    [`EarlyExitPredictor`], `collect_exits`, `time_thresholds`.
 
     ```python
     >>> from transformers_deebert import OnnxEarlyExitModel, export_onnx
@@ -34,79 +59,45 @@ class OnnxEarlyExitModel(ExportedEarlyExitModel):
     ```
     """
 
-    def __init__(self, config: Any, folder: Path, notes: dict[str, Any], sessions: list) -> None:
-        super().__init__(config, folder, notes["max_tokens"], notes["off_ramp_temperatures"])
-        self.sessions = sessions
-        self.inputs = [[value.name for value in session.get_inputs()] for session in sessions]
-        # Nothing reads the states behind the last layer.
-        self.outputs = [["states", "logits"]] * (len(sessions) - 1) + [["logits"]]
+    runtime = "onnx"
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
+    def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         providers: Sequence[str | tuple[str, dict]] | None = None,
         num_threads: int | None = None,
-        **hub: Any,
+        **kwargs: Any,
     ) -> "OnnxEarlyExitModel":
         """
         Loads the segments that [`export_onnx`] wrote.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
-                Local folder, or repository on the Hub that the exported folder was pushed to.
+                Local folder, or repository on the Hub.
             providers (`list`, *optional*, defaults to `["CPUExecutionProvider"]`):
                 Execution providers of ONNX Runtime in order of preference, as for its `InferenceSession`.
             num_threads (`int`, *optional*):
                 Threads that compute one operator; by default as many as PyTorch would use. They sleep while no layer
                 runs: threads of several layers that wait awake would take the cores from the one at work.
-            hub:
-                `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only`, `force_download`.
+            kwargs:
+                `revision`, `cache_dir`, `token`, `local_files_only`, `force_download` and `subfolder`, as of
+                `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: for what is neither a folder nor a repository, is damaged, or has no segments, naming the file;
-                providers that this ONNX Runtime lacks; a number of threads below 1.
+            ValueError: for a folder or repository that is not there, without segments, or with files that are missing,
+                damaged or do not fit together; providers that this ONNX Runtime lacks; a number of threads below 1.
         """
-        folder = find_folder(pretrained_model_name_or_path, **hub)
-        notes = read_notes(folder)
-        options = session_options(num_threads)
-        providers = check_providers(providers)
-        try:
-            config: Any = AutoConfig.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{str(folder / 'config.json')!r} cannot be read ({error}): export again.") from error
-        layers = config.num_hidden_layers if hasattr(config, "off_ramp_pooling") else 0
-        if layers != len(notes["segments"]):
-            raise ValueError(
-                f"`folder` ({str(folder)!r}) has {len(notes['segments'])} segments, which do not fit its config.json: "
-                "export the model again."
+        options, known = session_options(num_threads), check_providers(providers)
+        # On the CPU the fused operator is slower than its parts.
+        slower = ["SkipLayerNormFusion"] if known == ["CPUExecutionProvider"] else []
+
+        def open_segment(path: Path) -> OnnxSegment:
+            return OnnxSegment(
+                onnxruntime.InferenceSession(path, options, providers=known, disabled_optimizers=slower)
             )
-        files = [folder / entry["file"] for entry in notes["segments"]]
-        return cls(config, folder, notes, [make_session(path, options, providers) for path in files])
 
-    def run_layer(
-        self, index: int, tensors: dict[str, torch.Tensor], evaluate: bool
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        arrays = {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
-        arrays["consult"] = CONSULT if evaluate else SKIP
-        # Tokens that were not given are zeros, as in the stock models.
-        feeds = {
-            name: arrays[name] if name in arrays else np.zeros_like(arrays["attention_mask"])
-            for name in self.inputs[index]
-        }
-        *states, logits = self.sessions[index].run(self.outputs[index], feeds)
-        return torch.from_numpy(states[0]) if states else None, torch.from_numpy(logits)
-
-
-def make_session(path: Path, options: onnxruntime.SessionOptions, providers: list) -> onnxruntime.InferenceSession:
-    """Of one file; raises `ValueError` for a damaged one, for which ONNX Runtime has errors of many types."""
-    # On the CPU the fused operator is slower than its parts.
-    slower = ["SkipLayerNormFusion"] if providers == ["CPUExecutionProvider"] else []
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=providers, disabled_optimizers=slower)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{str(path)!r} cannot be loaded ({reason}): export the model again.") from error
+        return cls.load(pretrained_model_name_or_path, open_segment, **kwargs)
 
 
 def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...models.exit_plan_deebert import ExitPlan, make_exit_plan
-from ...models.exit_scores_deebert import prediction_entropy
+from ...models.exit_scores_deebert import Score, prediction_entropy
 from ...models.layer_state_deebert import LayerState
 
 
@@ -22,12 +22,12 @@ TOKEN_INPUTS = ("input_ids", "token_type_ids")  # of those a family may know, th
 
 class LayerSegment(nn.Module):
     """
-    One layer and the exit behind it: the off-ramp, its temperature applied, or behind the last layer the model's own
-    head. The first segment embeds the tokens as well.
+    One layer and the exit behind it, if there is one: the off-ramp, its temperature applied, or behind the last layer
+    the model's own head. The first segment embeds the tokens as well.
 
     Args:
         model (`PreTrainedModel`): An early-exit classifier in eval mode.
-        layer (`int`): 1 … L.
+        layer (`int`): 1 … L; 0: the embeddings alone, where an exit stands behind them.
     """
 
     def __init__(self, model: Any, layer: int):
@@ -37,24 +37,29 @@ class LayerSegment(nn.Module):
         self.plan = full_plan(model)
 
     def forward(
-        self, hidden: torch.Tensor, mask: torch.Tensor, tokens: torch.Tensor | None = None
+        self, inputs: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         """
         Args:
-            hidden (`torch.Tensor`):
-                `(rows, width, hidden)` states in front of the layer; for layer 1 the `input_ids`, `(rows, width)`.
+            inputs (`torch.Tensor`):
+                `(rows, width, hidden)` states in front of the layer; for the first segment the `input_ids`,
+                `(rows, width)`.
             mask (`torch.LongTensor` of shape `(rows, width)`): 1 for attended tokens; column 0 is each row's first.
-            tokens (`torch.LongTensor` of shape `(rows, width)`, *optional*): For layer 1, the `token_type_ids`.
+            segments (`torch.LongTensor` of shape `(rows, width)`, *optional*):
+                For the first segment, the `token_type_ids`.
 
         Returns:
-            `tuple`: the states behind the layer, the exit's logits `(rows, labels)` and their entropy `(rows,)`.
+            `tuple`: the states behind the layer; where there is an exit, its logits `(rows, labels)` and their entropy
+            `(rows,)`.
         """
-        backbone = self.model.base_model
-        if self.layer == 1:
-            hidden = embed_tokens(self.model, mask, {"input_ids": hidden, "token_type_ids": tokens})
-        state = LayerState.begin(hidden, mask)
-        state.layer = self.layer - 1
-        backbone.advance(state)
+        if self.layer == first_segment(self.model):
+            inputs = embed_tokens(self.model, mask, {"input_ids": inputs, "token_type_ids": segments})
+        state = LayerState.begin(inputs, mask)
+        if self.layer:
+            state.layer = self.layer - 1
+            self.model.advance(state)
+        if self.layer not in self.model.exit_layers:
+            return (state.hidden,)
         candidate = self.plan.scale(self.model.evaluate_exit(state))
         return state.hidden, candidate.logits, finite_or_nan(prediction_entropy(candidate), candidate.logits)
 
@@ -65,21 +70,22 @@ class EveryExit(nn.Module):
 
     Args:
         model (`PreTrainedModel`): An early-exit classifier in eval mode.
+        score (`Callable`): Of the exit criterion.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, score: Score):
         super().__init__()
         self.model: Any = model
+        self.score = score
         self.plan = full_plan(model)
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, ...]:
         """
-        `tuple`: logits `(rows, labels)` and entropy `(rows,)` of exit 1, those of exit 2, … those of exit L, and the
-        states behind the last layer.
+        `tuple`: logits `(rows, labels)` and score `(rows,)` of the first exit, those of the second, … those of the
+        head, and the states behind the last layer.
         """
-        backbone = self.model.base_model
         mask = attention_mask.ne(0).long()
         columns = columns_from_first(mask)
         tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids}
@@ -87,10 +93,11 @@ class EveryExit(nn.Module):
         mask = mask.gather(1, columns)
         state = LayerState.begin(embed_tokens(self.model, mask, inputs), mask)
         exits: list[torch.Tensor] = []
-        for _ in range(self.model.config.num_hidden_layers):
-            backbone.advance(state)
+        for layer in self.model.exit_layers:
+            while state.layer < layer:
+                self.model.advance(state)
             candidate = self.plan.scale(self.model.evaluate_exit(state))
-            exits += [candidate.logits, finite_or_nan(prediction_entropy(candidate), candidate.logits)]
+            exits += [candidate.logits, finite_or_nan(self.score(candidate), candidate.logits)]
         return *exits, state.hidden
 
 
@@ -100,6 +107,11 @@ def finite_or_nan(score: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
     that shape inference and converters know; runtimes differ in what `Relu` and `Max` make of NaN.
     """
     return score + (logits * 0).sum(-1)
+
+
+def first_segment(model: Any) -> int:
+    """The layer of the segment that embeds the tokens: 0 where an exit stands behind the embeddings, otherwise 1."""
+    return min(1, *model.exit_layers)
 
 
 def embed_tokens(model: Any, mask: torch.Tensor, tokens: dict) -> torch.Tensor:
@@ -147,37 +159,36 @@ def token_inputs(model: Any) -> tuple[str, ...]:
 def export_segment(model: Any, layer: int, opset: int) -> onnx.ModelProto:
     """
     One [`LayerSegment`] as an ONNX graph with dynamic rows and width. Inputs: `input_ids`, `attention_mask` and, where
-    the family has them, `token_type_ids` for layer 1; `hidden` and `attention_mask` for the others. Outputs: `states`,
-    `logits`, `entropy`, which in front of the last layer [`skip_exit`] shall see to: `asked_logits`, `asked_entropy`.
+    the family has them, `token_type_ids` for the first; `hidden` and `attention_mask` for the others. Outputs:
+    `states` and, where there is an exit, `logits` and `entropy`, an off-ramp's as [`skip_exit`] takes them.
     """
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, 5:] = 0  # padding must not be optimised away
     names: list[str]
-    if layer == 1:
+    if layer == first_segment(model):
         names = ["input_ids", "attention_mask", *token_inputs(model)[1:]]
         inputs: list[torch.Tensor] = [torch.ones_like(mask), mask, torch.zeros_like(mask)][: len(names)]
     else:
         names = ["hidden", "attention_mask"]
         inputs = [torch.zeros(2, 8, model.config.hidden_size), mask]
-    segment = LayerSegment(model, layer)
-    asked = "asked_" if layer < model.config.num_hidden_layers else ""
-    outputs = ["states", f"{asked}logits", f"{asked}entropy"]
-    return export_module(segment, inputs, names, outputs, {0: "rows", 1: "width"}, opset)
+    outputs = ["states"]
+    if layer in model.exit_layers:
+        outputs += ["logits", "entropy"] if layer == model.exit_layers[-1] else ["exit_logits", "exit_entropy"]
+    return export_module(LayerSegment(model, layer), inputs, names, outputs, {0: "rows", 1: "width"}, opset)
 
 
-def export_every_exit(model: Any, opset: int) -> onnx.ModelProto:
+def export_every_exit(model: Any, score: Score, opset: int) -> onnx.ModelProto:
     """
     [`EveryExit`] as one ONNX graph for a single row of any length. Inputs: `input_ids`, `attention_mask` and, where
-    the family has them, `token_type_ids`. Outputs: `logits_1`, `entropy_1`, … `logits_L`, `entropy_L`, `states`.
+    the family has them, `token_type_ids`. Outputs: `logits_i`, `score_i` for each exit layer i, `states`.
     """
     mask = torch.ones(1, 8, dtype=torch.long)
     mask[:, 5:] = 0
     inputs_of = {"input_ids": torch.ones_like(mask), "token_type_ids": torch.zeros_like(mask)}
     names = ["input_ids", "attention_mask", *token_inputs(model)[1:]]
     inputs = [inputs_of.get(name, mask) for name in names]
-    layers = range(1, model.config.num_hidden_layers + 1)
-    outputs = [f"{kind}_{layer}" for layer in layers for kind in ("logits", "entropy")]
-    return export_module(EveryExit(model), inputs, names, [*outputs, "states"], {1: "width"}, opset)
+    outputs = [f"{kind}_{layer}" for layer in model.exit_layers for kind in ("logits", "score")]
+    return export_module(EveryExit(model, score), inputs, names, [*outputs, "states"], {1: "width"}, opset)
 
 
 def export_module(
