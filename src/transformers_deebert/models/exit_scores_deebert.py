@@ -59,8 +59,8 @@ def least_confidence(candidate: ExitCandidate) -> torch.Tensor:
 
 def margin(candidate: ExitCandidate) -> torch.Tensor:
     """1 - (p1 - p2) of the two most probable labels, between 0 and 1."""
-    first, second = candidate.logits.float().softmax(-1).topk(2, -1).values.unbind(-1)
-    return 1 - (first - second)
+    best = candidate.logits.float().softmax(-1).topk(2, -1).values
+    return 1 - (best[..., 0] - best[..., 1])
 
 
 def disagreement(candidate: ExitCandidate) -> torch.Tensor:
