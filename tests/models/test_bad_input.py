@@ -167,6 +167,11 @@ def test_labels_of_another_kind(labels, settings):
         make_model(**settings)(**make_batch(), labels=labels)
 
 
+def test_labels_without_tokens():
+    with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):
+        make_model()(labels=torch.zeros(12, dtype=torch.long))
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.bool])
 @pytest.mark.parametrize(
     ("shape", "settings", "target"),

@@ -7,7 +7,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .exit_plan_deebert import ExitPlan, call_temperatures
 from .exit_scores_deebert import ExitCandidate
-from .inputs_deebert import check_labels
+from .inputs_deebert import check_labels, check_tokens
 from .layer_state_deebert import LayerState
 from .loading_deebert import EarlyExitLoading, postponed_checkpointing
 from .outputs_deebert import EarlyExitSequenceClassifierOutput
@@ -154,7 +154,7 @@ class EarlyExitClassifier(EarlyExitLoading):
             others = (input_ids, inputs_embeds, labels, early_exit_entropy, exit_criterion, exit_layer)
             return self.answer_off_ramp_inputs(off_ramp_inputs, alone=all(other is None for other in others))
         if labels is not None:
-            rows = len(input_ids if inputs_embeds is None else inputs_embeds)
+            rows = len(check_tokens(input_ids, inputs_embeds))
             labels = check_labels(labels, self.config, rows, self.training)
         output = self.base_model.run(
             self,

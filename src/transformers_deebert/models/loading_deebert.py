@@ -25,9 +25,11 @@ def postponed_checkpointing(config) -> Iterator[None]:
     stock class while it is being made, before the loop that does the checkpointing is there.
     """
     wanted = vars(config).pop("gradient_checkpointing", None)
-    yield
-    if wanted is not None:
-        config.gradient_checkpointing = wanted
+    try:
+        yield
+    finally:
+        if wanted is not None:
+            config.gradient_checkpointing = wanted
 
 
 class EarlyExitLoading:
