@@ -91,7 +91,7 @@ def encode_rows(
         label_column (`str`, *optional*): Without one there will be no `labels`.
         tokenizer: The model's.
         model: An early-exit classifier.
-        max_length (`int`, *optional*): Tokens to cut longer rows to, whose number is told on stderr; as many as model
+        max_length (`int`, *optional*): Tokens to cut longer rows to, whose number is noted on stderr; as many as model
             and tokenizer take by default.
         skip_unknown (`bool`, *optional*, defaults to `False`): Count labels that are none of the model's as missing.
 
@@ -166,7 +166,7 @@ def token_limit(tokenizer: Any, model: Any, max_length: int | None, pair: bool) 
     """The most tokens a row may have, `None` without a limit."""
     table = model.max_tokens()
     if max_length is None:
-        # Without a limit of its own a tokenizer says 1e30.
+        # A tokenizer without a limit of its own has 1e30.
         limits = [limit for limit in (table, tokenizer.model_max_length) if limit is not None and limit < 1e9]
         return int(min(limits)) if limits else None
     least = tokenizer.num_special_tokens_to_add(pair) + 1

@@ -165,7 +165,7 @@ def add_exits(
         temperatures=temperatures,
         seed=seed,
     )
-    # The card tells of the model that is written, temperatures and all.
+    # The card is about the model that is written, temperatures included.
     scaled = table.with_temperatures(choice.temperatures)
     with whole_folder(folder) as whole:
         shutil.copytree(work / "model", whole, copy_function=link_or_copy, dirs_exist_ok=True)
@@ -291,7 +291,7 @@ def fingerprint_of(model: Any, rows: "Dataset", settings: Mapping[str, Any]) -> 
 
 
 def table_numbers(table: ExitTable) -> dict[str, Any]:
-    """What the card tells beside the run and the choice."""
+    """What the card shows besides the run and the choice."""
     scores = [score["accuracy"] for score in layer_scores(table)]
     return {
         "metric": "accuracy",

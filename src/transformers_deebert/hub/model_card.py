@@ -243,7 +243,7 @@ def _suggested(chosen: Mapping[str, Any]) -> str | None:
 
 
 def _default(card: CardData) -> str | None:
-    """Where the checkpoint exits unless a call says otherwise."""
+    """Where the checkpoint exits by default."""
     if card.default_threshold is None and card.default_criterion is None:
         return None
     return _exits_at(card.default_threshold, card.default_criterion)
