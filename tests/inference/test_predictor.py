@@ -455,14 +455,16 @@ def test_autograd_is_as_it_was(case):
 
 def test_an_iterator_that_waits_does_not_hold_up_who_leaves(case):
     _, predictor, _, thresholds, _ = case
-    gate = threading.Event()
+    waiting, gate = threading.Event(), threading.Event()
 
     def items():
         yield from TEXTS
+        waiting.set()
         gate.wait()
 
     stream = predictor.stream(items(), early_exit_entropy=thresholds)
     next(stream)
+    assert waiting.wait(60)
     stream.close()
     assert len(readers()) == 1  # in the iterator, where nobody can reach it
     gate.set()
