@@ -52,7 +52,7 @@ def test_the_picture_shows_score_against_saving_in_percent(tmp_path, drawn):
     assert curve.get_ydata() == pytest.approx([90, 90, 88])
     level = next(line for line in axes.lines if line.get_label() == "full depth")
     assert level.get_ydata() == pytest.approx([90, 90])
-    assert [text.get_text() for text in axes.texts] == ["S = 0.3"]
+    assert [text.get_text() for text in axes.texts] == ["0.3"]
 
     header = path.read_bytes()[:24]
     assert header[:8] == b"\x89PNG\r\n\x1a\n"

@@ -12,7 +12,7 @@ import pytest
 from made_tables import class_table
 from sklearn.metrics import f1_score
 
-from transformers_deebert import make_report, pick_threshold
+from transformers_deebert import ExitCriterion, make_report, pick_threshold
 from transformers_deebert.analysis import (
     LatencyProfile,
     RuntimeBenchmark,
@@ -23,6 +23,7 @@ from transformers_deebert.analysis import (
     slice_report,
     thresholds_by_saving,
 )
+from transformers_deebert.models.exit_criteria_deebert import read_criterion
 
 
 HOSTILE = "</script><script>alert(1)</script>"
@@ -61,6 +62,11 @@ class Page(HTMLParser):
 
     def numbers(self):
         return json.loads("".join(data for tag, data in self.texts if tag == "script"))
+
+
+def first_label(candidate):
+    """A score of a user's own: the probability of the first label."""
+    return candidate.logits.softmax(-1)[:, 0]
 
 
 def read(report, tmp_path):
@@ -218,10 +224,38 @@ def test_the_page(report, tmp_path):
     text = page.text()
     assert f"saves {100 * report.choice.layer_saving:.1f} % of the layers" in text
     assert f"{report.choice.latency_ms:.2f} ms" in text
-    for expected in ("A title", "model: tiny · data: made up", "By source", "S = ", report.choice.reason):
+    for expected in ("A title", "model: tiny · data: made up", "By source", "The threshold ", report.choice.reason):
         assert expected in text
     assert "curve" not in page.numbers()
     assert page.numbers()["choice"]["threshold"] == report.choice.threshold
+
+
+@pytest.mark.parametrize(
+    ("score", "patience"), [("entropy", 1), ("entropy", 2), ("margin", 1), ("disagreement", 2), (first_label, 1)]
+)
+def test_any_criterion_and_exit_layers(tmp_path, score, patience):
+    """What the page tells people to copy gives the exits of its figures; pictures have the layers of the exits."""
+    table = class_table(rows=400, layers=4)
+    table = replace(table, exit_layers=(0, 2, 5, 6)).with_score(score, patience)
+    if score is first_label:  # as `collect_exits` stores it
+        table = replace(table, stored_scores=table.scores)
+    report = make_report(table, target_saving=0.1)
+    assert report.choice.met
+    page = read(report, tmp_path)
+    code = next(data for tag, data in page.texts if tag == "code")
+    names = {"first_label": first_label, "ExitCriterion": ExitCriterion}
+    given = eval(f"dict({code[len('model(**inputs, ') : -1]})", names)
+    places = table.places_at(report.choice.threshold).tolist()
+    if "early_exit_entropy" in given:
+        assert table.places_at(given["early_exit_entropy"]).tolist() == places
+    else:
+        criterion = read_criterion(given["exit_criterion"])
+        assert (criterion.score, criterion.patience) == (score, patience)
+        assert table.places_at(criterion.threshold).tolist() == places
+    assert getattr(score, "__name__", score).replace("_", " ") in page.text()
+    assert ("nats" in page.text()) == (score == "entropy")
+    pictures = [base64.b64decode(image["src"].split(",")[1]).decode() for image in page.named("img")]
+    assert all("<!-- 0 -->" in pictures[index] and "<!-- 3 -->" not in pictures[index] for index in (1, 2))
 
 
 def test_a_plain_report(tmp_path):
@@ -302,8 +336,8 @@ def test_a_target_that_cannot_be_met(tmp_path):
     check_page(page, pictures=6)
 
 
-def test_off_ramps_that_are_consulted_without_the_redundant_ones(tmp_path):
-    """Rows that would have left at a redundant off-ramp go on and are asked again."""
+def test_off_ramps_that_are_evaluated_without_the_redundant_ones(tmp_path):
+    """Rows that would have exited at a redundant off-ramp stay active, and later off-ramps are evaluated."""
     table = class_table(rows=600, layers=5, strength=(2.0, 3.5))
     logits = table.logits.copy()
     logits[:, 1] = logits[:, 0]  # off-ramps 1 and 2 say the same
@@ -316,7 +350,7 @@ def test_off_ramps_that_are_consulted_without_the_redundant_ones(tmp_path):
     before, _ = reading.exits_at(report.choice.threshold)
     consulted = np.minimum(before, 4).mean()
     text = " ".join(read(report, tmp_path).text().split())
-    assert f"a row consults {asked:.2f} off-ramps instead of {consulted:.2f}" in text
+    assert f"{asked:.2f} off-ramps are evaluated for a row instead of {consulted:.2f}" in text
 
 
 def test_measured_times(tmp_path, table):

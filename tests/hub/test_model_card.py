@@ -259,6 +259,14 @@ class TestFolder:
         write_model_card(folder, {})
         assert not (folder / "trade_off.png").exists()
 
+    def test_numbers_that_cannot_be_shown_change_nothing(self, folder, numbers):
+        write_model_card(folder, numbers)
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        broken = dict(numbers) | {"trade_off": [*numbers["trade_off"][:-1], {"threshold": "high"}]}
+        with pytest.raises(ValueError, match="`numbers`"):
+            write_model_card(folder, broken)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
     def test_untrained_off_ramps(self, folder, numbers):
         del numbers["default_threshold"]
         card = str(write_model_card(folder, numbers | {"off_ramps_trained": False}))

@@ -132,6 +132,7 @@ def fit_temperatures(table: ExitTable, reading: ExitTable | None = None, seed: i
         float(before * best_temperature(*finite_rows(fitting, layer)))
         for before, layer in zip(old, ramps, strict=True)
     )
+    reading = reading.with_score("entropy")  # no matter here, and stored scores would not follow the logits
     after = reading.with_temperatures(temperatures)
 
     def losses(one: ExitTable) -> tuple[float, ...]:

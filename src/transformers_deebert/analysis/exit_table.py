@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ..models.exit_criteria_deebert import ExitCriterion
-from ..models.exit_scores_deebert import SCORES, Score
+from ..models.exit_scores_deebert import SCORES, Score, largest_score
 from .decisions import (
     Threshold,
     check_labels,
@@ -139,8 +139,7 @@ class ExitTable:
     @property
     def largest_score(self) -> float | None:
         """The largest finite score that there can be, ln(labels) nats of entropy; `None` for one of the user's own."""
-        built_in = SCORES.get(self.score) if isinstance(self.score, str) else None
-        return None if built_in is None else built_in.largest(self.num_labels)
+        return largest_score(self.score, self.num_labels)
 
     @property
     def max_entropy(self) -> float:

@@ -11,9 +11,10 @@ from ..folders import whole_file
 from .calibration import ReliabilityBin
 from .slices import Slice
 from .sweep import OperatingPoint
+from .tables import threshold_text
 
 
-# Okabe and Ito's palette: told apart by readers with any colour vision; markers tell the curves apart in grey, too.
+# Okabe and Ito's palette: distinct with any colour vision; markers keep the curves distinct in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MOST_MARKERS = 40  # of a curve with more points the line is drawn alone
@@ -112,13 +113,13 @@ def plot_trade_off(
         )
     for index, point in enumerate(chosen or ()):
         at = (100 * point.layer_saving, 100 * point.scores[score_name])
-        label = "chosen" if index == 0 else None
+        label = "threshold" if index == 0 else None
         axes.plot(*at, marker="o", markersize=11, markerfacecolor="none", color="black", linestyle="none", label=label)
         if not isinstance(point.threshold, tuple):
             # The curve falls to the right: there is room above it, and at its end below.
             last = at[0] >= 75
             axes.annotate(
-                f"S = {point.threshold:.3g}",
+                threshold_text(point.threshold),
                 at,
                 textcoords="offset points",
                 xytext=(-9, -14) if last else (9, 5),
@@ -136,23 +137,28 @@ def plot_trade_off(
 
 
 def plot_exit_depths(
-    counts: Sequence[int], path: str | Path | BytesIO, title: str | None = None, form: str | None = None
+    counts: Sequence[int],
+    path: str | Path | BytesIO,
+    title: str | None = None,
+    form: str | None = None,
+    layers: Sequence[int] | None = None,
 ) -> None:
     """
-    Draw how many rows left at each layer.
+    Draw how many rows exited at each layer.
 
     Args:
-        counts (sequence of `int`): Rows that left at layers 1 … L; `OperatingPoint.exit_counts`.
+        counts (sequence of `int`): Rows that exited at each of `layers`; `OperatingPoint.exit_counts`.
         path, title, form: As for [`plot_trade_off`].
+        layers (sequence of `int`, *optional*): `ExitTable.exit_layers`; by default 1 … L.
     """
     figure, rows = new_figure(height=3.4), sum(counts)
     axes = figure.subplots()
-    layers = range(1, len(counts) + 1)
+    layers = list(layers or range(1, len(counts) + 1))
     bars = axes.bar(layers, [100 * count / rows for count in counts], color=COLOURS[0])
     axes.bar_label(bars, [f"{100 * count / rows:.0f}" for count in counts], padding=3, bbox=ON_WHITE)
     mean = sum(layer * count for layer, count in zip(layers, counts, strict=True)) / rows
     axes.axvline(mean, color=COLOURS[1], linestyle="--", label=f"mean {mean:.2f}")
-    axes.set_xticks(list(layers))
+    axes.set_xticks(layers)
     axes.set_xlabel("exit layer (the last is the model's own head)")
     axes.set_ylabel("rows (%)")
     axes.margins(y=0.12)
@@ -169,24 +175,26 @@ def plot_layer_scores(
     taken: Sequence[float | None] | None = None,
     title: str | None = None,
     form: str | None = None,
+    layers: Sequence[int] | None = None,
 ) -> None:
     """
-    Draw the score of each layer when it answers every row.
+    Draw the metric of each exit when it answers every row.
 
     Args:
-        scores (sequence of `float`): Of layers 1 … L, as fractions.
+        scores (sequence of `float`): Of the exits behind `layers`, as fractions.
         path, title, form: As for [`plot_trade_off`].
         score_name (`str`, *optional*, defaults to `"accuracy"`): Name on the axis.
-        taken (sequence of `float`, *optional*): Share that each layer answers right of those that leave there.
+        taken (sequence of `float`, *optional*): Share of correct answers among the rows that exit there.
+        layers (sequence of `int`, *optional*): `ExitTable.exit_layers`; by default 1 … L.
     """
     figure = new_figure(height=3.6)
     axes = figure.subplots()
-    layers = list(range(1, len(scores) + 1))
+    layers = list(layers or range(1, len(scores) + 1))
     axes.plot(layers, [100 * score for score in scores], color=COLOURS[0], marker=MARKERS[0], label="all rows")
     if taken is not None:
         shown = [(layer, 100 * share) for layer, share in zip(layers, taken, strict=True) if share is not None]
         marks = {"color": COLOURS[1], "marker": MARKERS[1], "linestyle": "none"}
-        axes.plot(*zip(*shown, strict=True), label="rows that leave there (right answers)", **marks)
+        axes.plot(*zip(*shown, strict=True), label="correct, of the rows that exit there", **marks)
         axes.legend(loc="best")
     axes.set_xticks(layers)
     axes.set_xlabel("layer (the last is the model's own head)")
@@ -201,8 +209,8 @@ def plot_reliability(
     layers: Mapping[str, Mapping[str, Sequence[ReliabilityBin]]], path: str | Path | BytesIO, form: str | None = None
 ) -> None:
     """
-    Draw a reliability diagram for each exit: accuracy against confidence. On the diagonal an exit is as often right as
-    it is sure; below it, it is surer than right.
+    Draw a reliability diagram for each exit: accuracy against confidence. Below the diagonal an exit is more confident
+    than correct.
 
     Args:
         layers (`Mapping[str, Mapping[str, Sequence[ReliabilityBin]]]`):
@@ -236,7 +244,7 @@ def plot_reliability(
         if index >= len(titles):
             axes.set_axis_off()
     figure.supxlabel("confidence (%)")
-    figure.supylabel("right answers (%)")
+    figure.supylabel("correct answers (%)")
     handles, labels = grid.flat[0].get_legend_handles_labels()
     if len(labels) > 1:
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))

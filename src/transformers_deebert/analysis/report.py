@@ -1,4 +1,4 @@
-"""All that can be told of a model from its exits on labelled rows."""
+"""Reports: everything that the exits of labelled rows show of a model."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -52,8 +52,8 @@ def make_report(
     seed: int = 0,
 ) -> Report:
     """
-    Chooses a threshold on one random half of the rows, and reads on the other what it does: the trade-off, every
-    layer, calibration, other ways to exit, and whom it helps and hurts.
+    Selects a threshold on one random half of the rows and evaluates it on the other: the trade-off, every layer,
+    calibration, other ways to exit, and parts of the data.
 
     Args:
         table ([`ExitTable`]): Rows that the model was not trained on, at least 20.
@@ -152,7 +152,7 @@ def other_choices(
         )
         for drop in (0.0, 0.005, 0.01, 0.02)
     }
-    if settings["metric"] == "accuracy" and settings["score"] is None:
+    if settings["metric"] == "accuracy" and settings["score"] is None and table.largest_score is not None:
         options = {"latency": settings["latency"], "seed": settings["seed"], "reading": reading}
         for drop in (0.01, 0.02):
             guaranteed = pick_threshold(table, max_score_drop=drop, confidence=0.95, **options)
@@ -176,12 +176,15 @@ def alternatives(
     def scaled(one: ExitTable) -> ExitTable:
         return one.with_temperatures(fit.temperatures)
 
-    return {
-        "one threshold": choice,
-        "one threshold, off-ramps scaled by temperatures": pick(scaled),
-        "a threshold for each off-ramp": pick(lambda one: one, per_layer=True),
-        "one threshold, mean of the exits passed so far (ensemble)": pick(ExitTable.ensemble),
-    }
+    found = {"one threshold": choice}
+    follows_logits = chosen_on.stored_scores is None
+    if follows_logits:
+        found["one threshold, off-ramps scaled by temperatures"] = pick(scaled)
+    if chosen_on.has_independent_scores:
+        found["a threshold for each off-ramp"] = pick(lambda one: one, per_layer=True)
+    if follows_logits:
+        found["one threshold, mean of the exits passed so far (ensemble)"] = pick(ExitTable.ensemble)
+    return found
 
 
 def without_redundant(
@@ -225,6 +228,7 @@ def trade_off_band(
 
 def reliability(table: ExitTable, fit: TemperatureFit) -> dict[str, dict[str, list]]:
     """Curves of the reliability diagrams: before and after temperature scaling."""
+    table = table.with_score("entropy")  # of which nothing here depends; scores that are stored cannot be scaled
     after, (*ramps, last) = table.with_temperatures(fit.temperatures), table.exit_layers
     diagrams = {
         f"off-ramp {layer}, T = {temperature:.2f}": {

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..folders import write_text
+from ..models.exit_scores_deebert import largest_score
 from .calibration import TemperatureFit
 from .layer_report import TOLERANCE, LayerReport
 from .plots import plot_exit_depths, plot_layer_scores, plot_reliability, plot_slices, plot_trade_off
@@ -29,17 +29,17 @@ TEMPLATE = Path(__file__).with_name("report_template.html")
 @dataclass(frozen=True)
 class Report:
     """
-    What [`make_report`] found. Everything but `choices` and `alternatives` is about the rows that were read on.
+    What [`make_report`] found, all but `choices` and `alternatives` of it on the rows to evaluate on.
 
     Args:
         title (`str`): Headline.
         facts (`dict[str, str]`): What the model and the data are.
         metric (`str`): The score.
         classes (`int`): Number of classes.
-        rows, read_rows (`int`): Rows in all, and those that the figures are read on.
+        rows, read_rows (`int`): Rows in all, and those that the figures are evaluated on.
         guaranteed_on (`int`): Rows that a guarantee is tested on.
-        guarantee_held_out (`bool`): Whether its figures are read on others than these.
-        choice ([`ThresholdChoice`]): The threshold that everything else is about.
+        guarantee_held_out (`bool`): Whether its figures are evaluated on others than these.
+        choice ([`ThresholdChoice`]): The threshold of all other figures.
         choices (`dict[str, ThresholdChoice]`): For other allowed losses, and with a guarantee, by target.
         curve (`list[OperatingPoint]`): The trade-off.
         points (`list[OperatingPoint]`): Full depth, thresholds at savings of 10, 20, … %, and the choice.
@@ -49,7 +49,7 @@ class Report:
         without_redundant (`OperatingPoint`, *optional*):
             The choice without all off-ramps that are redundant, each by itself.
         temperatures ([`TemperatureFit`]): Temperature scaling.
-        alternatives (`dict[str, ThresholdChoice]`): Ways to exit, for the same target, read on the same rows.
+        alternatives (`dict[str, ThresholdChoice]`): Ways to exit, for the same target, evaluated on the same rows.
         slices (`dict[str, list[Slice]]`): By class, by length, by columns.
         runtime ([`RuntimeBenchmark`], *optional*): Measured run times.
     """
@@ -105,25 +105,34 @@ def render(report: Report) -> str:
         metric=report.metric.replace("_", " "),
         redundant=redundant,
         tolerance=TOLERANCE,
-        consulted=sum(layer.consulted for layer in report.layers[:-1]),
-        consulted_without=None if report.without_redundant is None else consulted(report.without_redundant),
-        hurt={name: [one for one in slices if one.hurt] for name, slices in report.slices.items()},
-        max_entropy=math.log(report.classes),
+        criterion=criterion_text(report.choice),
+        evaluated=sum(layer.consulted for layer in report.layers[:-1]),
+        evaluated_without=None if report.without_redundant is None else evaluated(report.without_redundant),
+        worse={name: [one for one in slices if one.hurt] for name, slices in report.slices.items()},
+        largest=largest_score(report.choice.exit_score, report.classes),
         runtime=None if report.runtime is None else runtime_text(report.runtime),
         # Nothing in a string may end the element that the numbers stand in.
         numbers=json.dumps(report.to_dict()).replace("<", "\\u003c"),
     )
 
 
-def consulted(point: OperatingPoint) -> float:
-    """How many off-ramps a row is put to on average: those up to its exit, but the ones that are switched off."""
-    waiting = np.cumsum(point.exit_counts[::-1])[::-1]  # rows that reach each layer
-    asked = np.broadcast_to(point.threshold, len(waiting) - 1) > 0
-    return float((waiting[:-1] * asked).sum() / waiting[0])
+def criterion_text(choice: ThresholdChoice) -> str:
+    """The exit criterion as the subject of a sentence."""
+    thresholds = "The thresholds" if isinstance(choice.threshold, tuple) else "The threshold"
+    patience = "" if choice.patience == 1 else f" with patience {choice.patience}"
+    score = choice.exit_score.replace("_", " ")
+    return f"{thresholds} {threshold_text(choice.threshold)} of the {score}{patience}"
+
+
+def evaluated(point: OperatingPoint) -> float:
+    """How many off-ramps are evaluated for a row, on average: those up to its exit that are switched on."""
+    active = np.cumsum(point.exit_counts[::-1])[::-1]  # rows that reach each layer
+    switched_on = np.broadcast_to(point.threshold, len(active) - 1) > 0
+    return float((active[:-1] * switched_on).sum() / active[0])
 
 
 def runtime_text(runtime: RuntimeBenchmark) -> tuple[str, list[str]]:
-    """The measured times as preformatted text, and what is to be known of them."""
+    """The measured times as preformatted text, and notes on them."""
     tokenization = "; ".join(
         f"{milliseconds:.3f} ms a row at batch size {size}" for size, milliseconds in runtime.tokenization_ms.items()
     )
@@ -141,17 +150,18 @@ def draw(report: Report) -> dict[str, Callable[..., None]]:
     """The pictures of the page, each as a function of where to write it."""
     chosen = [point for point in report.points if point.threshold == report.choice.threshold]
     taken = [layer.right_when_taken for layer in report.layers]
+    exit_layers = [layer.layer for layer in report.layers]
 
     def trade_off(path: Any, form: str | None = None) -> None:
         full = report.choice.full_score
         plot_trade_off(report.curve, path, report.metric, full, chosen, band=report.band, form=form)
 
     def depths(path: Any, form: str | None = None) -> None:
-        plot_exit_depths(chosen[0].exit_counts, path, form=form)
+        plot_exit_depths(chosen[0].exit_counts, path, form=form, layers=exit_layers)
 
     def layers(path: Any, form: str | None = None) -> None:
         scores = [layer.score for layer in report.layers]
-        plot_layer_scores(scores, path, report.metric, taken, form=form)
+        plot_layer_scores(scores, path, report.metric, taken, form=form, layers=exit_layers)
 
     def diagrams(path: Any, form: str | None = None) -> None:
         plot_reliability(report.reliability, path, form)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from transformers.utils import logging
 
+from ..models.exit_scores_deebert import SCORES
 from .calibration import HIGHEST, LOWEST, fit_temperatures
 from .decisions import Threshold, normalize_threshold
 from .exit_curve import exit_curve
@@ -16,6 +17,7 @@ from .exit_table import ExitTable
 from .layer_thresholds import search_layer_thresholds
 from .scores import EXACT, Score, interval, make_score, points, row_worth
 from .sweep import operating_point, threshold_grid
+from .tables import threshold_text
 
 
 if TYPE_CHECKING:
@@ -95,6 +97,19 @@ class ThresholdChoice:
             return settings | {"early_exit_entropy": threshold}
         criterion = {"score": self.exit_score, "threshold": threshold, "patience": self.patience}
         return settings | {"exit_criterion": criterion}
+
+    @property
+    def call_arguments(self) -> str:
+        """The exit settings of a call as Python code."""
+        numbers = threshold_text(self.threshold)
+        numbers = f"[{numbers}]" if isinstance(self.threshold, tuple) else numbers
+        if self.exit_settings["early_exit_entropy"] is not None:
+            return f"early_exit_entropy={numbers}"
+        if self.exit_score in SCORES:
+            return (
+                f'exit_criterion={{"score": "{self.exit_score}", "threshold": {numbers}, "patience": {self.patience}}}'
+            )
+        return f"exit_criterion=ExitCriterion({self.exit_score}, {numbers}, {self.patience})"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ThresholdChoice":

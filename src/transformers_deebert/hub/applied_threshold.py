@@ -58,8 +58,10 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     if exported is not None:
         check_exported(choice, exported.temperatures)
     card = CardData.read(stored) if stored.is_file() else CardData()
-    if (card.off_ramp_temperatures or before) != plain(choice.temperatures):
-        card.trade_off = None  # its thresholds are about other temperatures
+    criterion = {"score": choice.exit_score, "patience": choice.patience}
+    same_criterion = (card.trade_off_criterion or {"score": "entropy", "patience": 1}) == criterion
+    if (card.off_ramp_temperatures or before) != plain(choice.temperatures) or not same_criterion:
+        card.trade_off = card.trade_off_criterion = None  # its thresholds are of other scores
     if card.layer_scores is None:  # nothing but an earlier choice, if anything
         card.metric, card.full_depth, card.rows_scored = choice.metric, choice.full_score, choice.rows
     card.threshold_choice = choice.to_dict()

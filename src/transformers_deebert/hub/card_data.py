@@ -32,6 +32,7 @@ class CardData:
         training (`dict`): `backbone` and `off_ramps`, each with the keys of `model_card.HYPER_PARAMETERS`.
         metric (`str`), rows_scored (`int`), full_depth (`float`), layer_scores (`list[float]`): The head's last.
         trade_off (`list[dict]`): With the keys of `model_card.TRADE_OFF_COLUMNS`.
+        trade_off_criterion (`dict`): `score` and `patience` of the trade-off's thresholds; by default the entropy's.
         chosen (`dict`): The same at the threshold chosen, `how` (a sentence or two), and `criterion` where its score
             is not the entropy.
         threshold_choice (`dict`): [`ThresholdChoice.to_dict`].
@@ -63,6 +64,7 @@ class CardData:
     full_depth: float | None = None
     layer_scores: list[float] | None = None
     trade_off: Table | None = None
+    trade_off_criterion: dict[str, Any] | None = None
     chosen: dict[str, Any] | None = None
     threshold_choice: dict[str, Any] | None = None
     timing: dict[str, Any] | None = None

@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ HYPER_PARAMETERS = {
     "seconds": "seconds",
 }
 TRADE_OFF_COLUMNS = {
-    "threshold": ("S", THRESHOLD),
+    "threshold": ("threshold", THRESHOLD),
     "score": ("score", ".1%"),
     "score_change": ("points", "+.1f"),
     "layer_saving": ("layer saving", ".1%"),
@@ -160,24 +161,33 @@ def write_model_card(
         known = CardData.from_dict(numbers)
     shown = CardData.from_config(config or json.loads(path.read_text(encoding="utf-8"))) | known
     try:
-        if numbers is not None:
-            (folder / PICTURE_FILE).unlink(missing_ok=True)  # of earlier numbers
-        picture = _draw(shown, folder / PICTURE_FILE)
-        card = create_model_card(shown, model_id=model_id, picture=picture, license=license, tags=tags)
+        picture = _draw(shown)
+        name = None if picture is None else PICTURE_FILE
+        card = create_model_card(shown, model_id=model_id, picture=name, license=license, tags=tags)
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"`numbers`, as in {str(stored)!r}, cannot be shown in a card ({type(error).__name__}: {error}): see "
             "`CardData` for what it takes, or remove the file."
         ) from error
-    with whole_file(folder / CARD_FILE) as new:
-        card.save(new)
+    # All is made before any of it is replaced.
+    if picture is not None:
+        with whole_file(folder / PICTURE_FILE) as new:
+            new.write_bytes(picture)
+    save_card(card, folder / CARD_FILE)
     if numbers is not None:
         known.write(stored)
+        if picture is None:
+            (folder / PICTURE_FILE).unlink(missing_ok=True)  # of earlier numbers
     return card
 
 
-def _draw(card: CardData, path: Path) -> str | None:
-    """Draws the trade-off and returns the picture's name; `None` where there is nothing to draw, or to draw with."""
+def save_card(card: ModelCard, path: Path) -> None:
+    with whole_file(path) as new:
+        card.save(new)
+
+
+def _draw(card: CardData) -> bytes | None:
+    """The picture of the trade-off; `None` where there is nothing to draw, or to draw with."""
     rows = card.trade_off or []
     if len(rows) < 2 or card.full_depth is None:
         return None
@@ -194,11 +204,12 @@ def _draw(card: CardData, path: Path) -> str | None:
     ]
     chosen = [point for point in points if point.threshold == (card.chosen or {}).get("threshold")]
     title = None if card.rows_scored is None else f"{card.rows_scored:,} rows"
+    picture = BytesIO()
     try:
-        plot_trade_off(points, path, metric, card.full_depth, chosen=chosen, title=title)
+        plot_trade_off(points, picture, metric, card.full_depth, chosen=chosen, title=title, form="png")
     except ImportError:
         return None
-    return path.name
+    return picture.getvalue()
 
 
 def _metadata(card: CardData, model_name: str, license: str | None, tags: list[str]) -> ModelCardData:
@@ -358,7 +369,7 @@ def main(argv: list[str] | None = None) -> None:
         picture=arguments.picture,
         license=arguments.license,
     )
-    card.save(arguments.card)
+    save_card(card, arguments.card)
 
 
 if __name__ == "__main__":

@@ -108,6 +108,11 @@ def find_score(score: str | Score) -> Score:
     raise ValueError(f"`score` must be one of {', '.join(SCORES)} or a function of an `ExitCandidate`, got {score!r}.")
 
 
+def largest_score(score: str | Score, labels: int) -> float | None:
+    """The largest finite score that there can be, ln(labels) nats of entropy; `None` for one of the user's own."""
+    return SCORES[score].largest(labels) if isinstance(score, str) and score in SCORES else None
+
+
 def checked_score(score: Score, candidate: ExitCandidate) -> torch.Tensor:
     """
     A candidate's scores, infinite where the score or a logit is not finite: such a row does not exit early, whatever

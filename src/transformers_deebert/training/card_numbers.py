@@ -193,6 +193,8 @@ def trade_off_numbers(table: ExitTable, score: Any, metric: str) -> dict[str, An
     """Score and saving at some thresholds, and at one that is chosen on one half of the rows and read on the other."""
     points = sweep_thresholds(table, [0.0, *thresholds_by_saving(table)], score)
     numbers: dict[str, Any] = {"trade_off": [trade_off_row(point, points[0], metric) for point in points]}
+    if (table.score_name, table.patience) != ("entropy", 1):
+        numbers["trade_off_criterion"] = {"score": table.score_name, "patience": table.patience}
     if len(table) >= 4:
         choice = pick_threshold(table, max_score_drop=MAX_DROP, metric=metric, score=score)
         numbers["chosen"] = CardData.from_choice(choice).chosen
