@@ -343,7 +343,7 @@ many = handler({{"inputs": {TEXTS!r}, "parameters": {{"early_exit_entropy": {thr
 one = handler({{"inputs": {TEXTS[0]!r}}})
 assert handler({{"inputs": []}}) == []
 errors = []
-for request in ({{"text": "?"}}, {{"inputs": None}}, {{"inputs": [["a", "b"]]}}):
+for request in ({{"text": "?"}}, {{"inputs": None}}, {{"inputs": [["a", "b"]]}}, {{"inputs": "a", "paramters": {{}}}}):
     try:
         handler(request)
     except ValueError as error:
@@ -355,5 +355,6 @@ print(json.dumps([many, one, errors]))
     many, one, errors = json.loads(line)
     assert [answer["exit_layer"] for answer in many] == expected.exit_layers.tolist()
     assert [set(answer) for answer in one] == [{"label", "score", "exit_layer"}]
-    assert len(errors) == 3
-    assert all("`inputs`" in error for error in errors)
+    assert len(errors) == 4
+    assert all("`inputs`" in error for error in errors[:3])
+    assert "['paramters']" in errors[3]

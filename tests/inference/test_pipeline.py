@@ -171,6 +171,7 @@ def test_tokenizer_arguments_reach_the_tokenizer(case):
         ({"early_exit_threshold": 9.0}, "`early_exit_threshold`.*`early_exit_entropy`"),
         ({"truncate": True}, "`truncate`.*`truncation`"),
         ({"whatever": 1}, "`whatever`.*leave it out"),
+        ({"kwargs": {}}, "`kwargs`.*no argument"),
     ],
 )
 def test_bad_arguments(case, settings, message):
@@ -179,6 +180,17 @@ def test_bad_arguments(case, settings, message):
         pipe(texts, **settings)
     with pytest.raises(ValueError, match=message):
         pipeline("text-classification", model=pipe.model, tokenizer=pipe.tokenizer, **settings)
+
+
+def test_other_models_options_are_the_tokenizers(case):
+    """As in the stock pipeline: a tokenizer may know what its signature does not name."""
+    pipe, texts, _, _ = case
+    stock = make_stock(pipe.model)
+    other = pipeline("text-classification", model=stock, tokenizer=pipe.tokenizer)
+    assert type(other) is EarlyExitTextClassificationPipeline
+    unknown = {"whatever": 1}
+    assert other._sanitize_parameters(**unknown)[0] == unknown
+    assert [set(one) for one in other(texts[:1])] == [{"label", "score"}]
 
 
 @pytest.mark.parametrize("settings", [{"early_exit_entropy": 0.4}, {"exit_layer": 2}, {"early_exit_entropy": 0}])

@@ -292,10 +292,15 @@ def test_other_embeddings(case):
     assert_same(predictor.predict(TEXTS, early_exit_entropy=thresholds), expected)
     unseen = [{"input_ids": [2, 119, 3]}]
     assert_same(predictor.predict(unseen, exit_layer=1), alone(model, unseen, exit_layer=1))
-    with pytest.raises(ValueError, match=r"between 2 and 120, but the model knows the tokens 0 … 119"):
+    with pytest.raises(ValueError, match=r"between 2 and 120, but the model knows 0 … 119"):
         predictor.predict([{"input_ids": [2, 120, 3]}])
+    answers = predictor.predict(
+        [{"input_ids": [2, 9, 3], "token_type_ids": [0, 1, kind]} for kind in (1, 2)], errors="return"
+    )
+    assert [answer.error is None for answer in answers] == [True, False]
+    assert "its `token_type_ids` lie between 0 and 2" in str(answers[1].error)
     model.set_input_embeddings(torch.nn.Embedding(50, table.embedding_dim))
-    with pytest.raises(ValueError, match=r"knows the tokens 0 … 49"):
+    with pytest.raises(ValueError, match=r"knows 0 … 49"):
         predictor.predict([{"input_ids": [2, 99, 3]}])
 
 

@@ -239,7 +239,7 @@ def check_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
 
 def random_batch(model: Any, rows: int, length: int) -> dict[str, torch.Tensor]:
     """Random tokens, none of them padding, as a tokenizer would give them."""
-    vocabulary, padding = model.vocabulary(), model.config.pad_token_id
+    vocabulary, padding = model.table_sizes()["input_ids"], model.config.pad_token_id
     ids = torch.randint(vocabulary - 1, (rows, length), generator=torch.Generator().manual_seed(length))
     if padding is not None:
         ids += (ids >= padding).long()

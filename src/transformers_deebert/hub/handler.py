@@ -5,6 +5,9 @@ from typing import Any
 from transformers import pipeline
 
 
+FIELDS = {"inputs", "parameters", "options"}  # clients of the Hub send `options` for the server
+
+
 class EndpointHandler:
     """
     Answers requests.
@@ -22,14 +25,19 @@ class EndpointHandler:
         Args:
             data (`dict`):
                 `inputs`, a text or a list of texts or `{"text": …, "text_pair": …}` pairs, and, optionally,
-                `parameters`: `early_exit_entropy` or `exit_layer`, and what else the pipeline takes.
+                `parameters`: `early_exit_entropy`, `exit_criterion` or `exit_layer`, and what else the pipeline takes.
 
         Returns:
             `list[dict]`: for each text `label`, `score` and `exit_layer`.
 
         Raises:
-            ValueError: for a request without inputs.
+            ValueError: for a request without inputs, or with fields or parameters that are not known.
         """
+        unknown = sorted(set(data) - FIELDS)
+        if unknown and "inputs" in data:
+            raise ValueError(
+                f"The request has unknown fields {unknown}: put settings of the pipeline into `parameters`."
+            )
         if "inputs" not in data:
             raise ValueError(f'The request has no `inputs`, but {sorted(data)}: send {{"inputs": "a text"}}.')
         texts: Any = data["inputs"]

@@ -167,8 +167,11 @@ class ExportedEarlyExitModel(PushToHubMixin):
     def max_tokens(self) -> int | None:
         return self.token_limit
 
-    def vocabulary(self) -> int:
-        return self.config.vocab_size
+    def table_sizes(self) -> dict[str, int]:
+        sizes = {"input_ids": self.config.vocab_size}
+        if "token_type_ids" in self.token_inputs:
+            sizes["token_type_ids"] = self.config.type_vocab_size
+        return sizes
 
     @property
     def exit_layers(self) -> tuple[int, ...]:
@@ -180,10 +183,7 @@ class ExportedEarlyExitModel(PushToHubMixin):
 
     def begin(self, **inputs: Any) -> tuple[LayerState, torch.Tensor | None]:
         """The tokens wait in `hidden` for the first segment, which embeds them: int64 `(rows, width, arguments)`."""
-        sizes = {"input_ids": self.vocabulary()}
-        if "token_type_ids" in self.token_inputs:
-            sizes["token_type_ids"] = self.config.type_vocab_size
-        mask, tokens, columns = prepare_tokens(inputs, self.token_limit, sizes)
+        mask, tokens, columns = prepare_tokens(inputs, self.token_limit, self.table_sizes())
         # Those that were not given are zeros, as in the stock models.
         stacked = [tokens[name] if name in tokens else torch.zeros_like(mask) for name in self.token_inputs]
         return LayerState.begin(torch.stack(stacked, -1), mask), columns

@@ -243,12 +243,12 @@ class EarlyExitPredictor:
             raise ValueError(f"`text_column` must be the name of a column or a pair of names, got {text_column!r}.")
         batch_size = self.batch_size if batch_size is None else check_count("batch_size", batch_size)
         if self.model.training:
-            raise ValueError("The model is in training mode, where nobody exits early: call `model.eval()` first.")
+            raise ValueError("The model is in training mode, where no sample exits early: call `model.eval()` first.")
         plan = self.model.make_plan(**exits, output_off_ramp_logits=False)
         reader = RowReader(
             tokenizer=self.tokenizer,
             names=self.model.token_inputs,
-            vocabulary=self.model.vocabulary(),
+            sizes=self.model.table_sizes(),
             limit=self.model.max_tokens(),
             max_length=self.max_length,
             text_columns=columns if columns is None else tuple(columns),

@@ -1,4 +1,4 @@
-"""From whatever users hand over to rows of tokens, in batches of about equal length."""
+"""Tokenization and checks of the predictor's input, and batches of about equal length."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..models.inputs_deebert import check_ids
 from .predictions import Answers
 
 
@@ -49,7 +50,7 @@ class RowReader:
     Args:
         tokenizer (`PreTrainedTokenizerBase`, *optional*): For texts; it must be used by this reader alone.
         names (`tuple[str, ...]`): Further arguments of the model, besides `input_ids` and the mask.
-        vocabulary (`int`): Number of tokens that the model knows.
+        sizes (`dict[str, int]`): Rows of the tables that ids are looked up in, by the argument's name.
         limit (`int`, *optional*): Number of tokens that its position table holds.
         max_length (`int`, *optional*): Texts are cut to so many tokens; `None`: they are not cut.
         text_columns (`tuple[str, ...]`, *optional*): Where the text, or the two texts, of a mapping are.
@@ -57,7 +58,7 @@ class RowReader:
 
     tokenizer: Any
     names: tuple[str, ...]
-    vocabulary: int
+    sizes: dict[str, int]
     limit: int | None
     max_length: int | None
     text_columns: tuple[str, ...] | None = None
@@ -66,8 +67,8 @@ class RowReader:
         self, items: Iterable[tuple[int, Any]], batch_size: int, batches: int, stopped: Callable[[], bool]
     ) -> Iterator[Window]:
         """
-        Reads items with their indices, `batch_size * batches` at a time, and fewer in the beginning, when the model
-        waits for them. The longest rows come first in the first window, last in the second, and so on: rows that meet
+        Reads items with their indices, `batch_size * batches` at a time, and fewer in the beginning, while the model
+        is idle. The longest rows come first in the first window, last in the second, and so on: rows that meet
         where two windows do are alike, too.
         """
         items = iter(items)
@@ -122,8 +123,8 @@ class RowReader:
             missing = [name for name in names if name not in item]
             if missing:
                 raise ValueError(
-                    f"it is a mapping of {sorted(map(str, item))} without {missing[0]!r}: say with `text_column` "
-                    "where its text is, or encode it."
+                    f"it is a mapping of {sorted(map(str, item))} without {missing[0]!r}: name the column of its text "
+                    "with `text_column`, or encode it."
                 )
             found = tuple(item[name] for name in names)
         elif isinstance(item, str):
@@ -183,12 +184,8 @@ class RowReader:
         if mask is not None:
             mask, attended = checked_mask(mask)
             tokens = {name: values[attended] for name, values in tokens.items()}
-        low, high = (int(value) for value in ids.aminmax())
-        if low < 0 or high >= self.vocabulary:
-            raise ValueError(
-                f"its `input_ids` lie between {low} and {high}, but the model knows the tokens 0 … "
-                f"{self.vocabulary - 1}: use the tokenizer that belongs to the model."
-            )
+        for name, size in self.sizes.items():
+            check_ids(f"its `{name}`", tokens.get(name), size)
         length = len(tokens["input_ids"])
         if self.limit is not None and length > self.limit and "position_ids" not in tokens:
             raise ValueError(
@@ -244,13 +241,13 @@ def checked_mask(mask: torch.Tensor) -> tuple[torch.Tensor | None, slice]:
 
 def failure(index: int, error: Exception) -> Answers:
     """The answer to a sample that cannot be a row."""
-    told = ValueError(f"Sample {index} of the input cannot be classified: {error}")
-    told.__cause__ = error
-    return Answers([index], error=told)
+    reported = ValueError(f"Sample {index} of the input cannot be classified: {error}")
+    reported.__cause__ = error
+    return Answers([index], error=reported)
 
 
 def take(items: Iterator, count: int, stopped: Callable[[], bool]) -> tuple[list, Exception | None]:
-    """The next `count` items, or as many as there are before `stopped` says so or an error, which comes with them."""
+    """The next `count` items, or as many as there are before `stopped` is true or an error, which comes with them."""
     taken = []
     try:
         for item in islice(items, count):

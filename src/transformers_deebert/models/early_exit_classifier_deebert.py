@@ -46,8 +46,8 @@ class EarlyExitClassifier(EarlyExitLoading):
     def max_tokens(self) -> int | None:
         return self.base_model.max_tokens()
 
-    def vocabulary(self) -> int:
-        return self.base_model.vocabulary()
+    def table_sizes(self) -> dict[str, int]:
+        return self.base_model.table_sizes()
 
     @property
     def exit_layers(self) -> tuple[int, ...]:

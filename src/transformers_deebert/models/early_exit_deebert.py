@@ -78,9 +78,11 @@ class EarlyExitBackbone(EarlyExitLoading):
         # RoBERTa's positions, and those of its kind, start behind the padding index.
         return table.num_embeddings - (0 if table.padding_idx is None else table.padding_idx + 1)
 
-    def vocabulary(self) -> int:
-        """Number of tokens that the model knows."""
-        return self.get_input_embeddings().weight.shape[0]
+    def table_sizes(self) -> dict[str, int]:
+        sizes = {"input_ids": self.get_input_embeddings().weight.shape[0]}
+        if "token_type_ids" in self.embedding_inputs:
+            sizes["token_type_ids"] = self.config.type_vocab_size
+        return sizes
 
     def embed(self, mask: torch.Tensor, **inputs) -> torch.Tensor:
         """`(rows, width, hidden)` states in front of the first layer."""
@@ -120,10 +122,7 @@ class EarlyExitBackbone(EarlyExitLoading):
         Returns:
             The [`LayerState`] in front of layer 1, and the `(rows, width)` columns it was rotated by, or `None`.
         """
-        sizes = {"input_ids": self.vocabulary()}
-        if "token_type_ids" in self.embedding_inputs:
-            sizes["token_type_ids"] = self.config.type_vocab_size
-        mask, inputs, columns = prepare_tokens(inputs, self.max_tokens(), sizes)
+        mask, inputs, columns = prepare_tokens(inputs, self.max_tokens(), self.table_sizes())
         embedded = self.embed(mask, **{name: inputs.get(name) for name in self.embedding_inputs})
         further = {name: inputs[name] for name in self.layer_inputs if name in inputs}
         return LayerState.begin(embedded, mask, **further), columns

@@ -22,8 +22,8 @@ class LayerRunner(Protocol):
     def max_tokens(self) -> int | None:
         """Number of tokens that its position table holds, `None` without such a table."""
 
-    def vocabulary(self) -> int:
-        """Number of tokens that it knows."""
+    def table_sizes(self) -> dict[str, int]:
+        """Rows of the tables that ids are looked up in, by the token argument: `input_ids`, `token_type_ids`."""
 
     @property
     def exit_layers(self) -> tuple[int, ...]:

@@ -52,7 +52,7 @@ def prepare_tokens(
     """
     tokens = check_tokens(inputs.get("input_ids"), inputs.get("inputs_embeds"))
     for name, size in sizes.items():
-        check_ids(name, inputs.get(name), size)
+        check_ids(f"`{name}`", inputs.get(name), size)
     rows, width = tokens.shape[:2]
     if limit is not None and width > limit and inputs.get("position_ids") is None:
         raise ValueError(
@@ -78,14 +78,14 @@ def prepare_tokens(
 def check_ids(name: str, ids, size: int | None) -> None:
     """
     Raises `ValueError` for ids of tokens or segments that a table of `size` rows does not hold. Accelerators are not
-    held up for that: their kernels have assertions of their own.
+    synchronised for that: their kernels have assertions of their own.
     """
     if ids is None or not size or ids.device.type != "cpu" or torch.compiler.is_compiling() or not ids.numel():
         return
     low, high = (int(value) for value in ids.aminmax())
     if low < 0 or high >= size:
         raise ValueError(
-            f"`{name}` lie between {low} and {high}, but the model knows 0 … {size - 1}: use the tokenizer that "
+            f"{name} lie between {low} and {high}, but the model knows 0 … {size - 1}: use the tokenizer that "
             "belongs to the model (and `resize_token_embeddings` where tokens were added)."
         )
 

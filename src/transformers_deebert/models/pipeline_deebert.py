@@ -3,6 +3,7 @@
 import inspect
 import os
 from difflib import get_close_matches
+from functools import cache
 from threading import Lock
 
 from transformers import PreTrainedTokenizerBase, TextClassificationPipeline
@@ -74,7 +75,8 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
             super().check_model_type(supported_models)
 
     def _sanitize_parameters(self, early_exit_entropy=None, exit_criterion=None, exit_layer=None, **kwargs):
-        self.check_names(kwargs)
+        if self.exits_early:
+            check_names(kwargs, type(self.tokenizer))
         preprocess, forward, postprocess = super()._sanitize_parameters(**kwargs)
         settings = {
             "early_exit_entropy": early_exit_entropy,
@@ -93,23 +95,6 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
         make_exit_plan(self.model.config, False, **given)  # refuses what is out of range
         # All or none: one of a call replaces another that the pipeline was made with.
         return preprocess, forward | settings, postprocess
-
-    def check_names(self, arguments):
-        """Raises `ValueError` for arguments that neither the pipeline nor its tokenizer knows."""
-        own = inspect.signature(EarlyExitTextClassificationPipeline._sanitize_parameters).parameters
-        stock = inspect.signature(TextClassificationPipeline._sanitize_parameters).parameters
-        known = {*own, *stock, *inspect.signature(PreTrainedTokenizerBase.__call__).parameters}
-        known |= {*inspect.signature(type(self.tokenizer).__call__).parameters} - {
-            "self",
-            "kwargs",
-            "tokenizer_kwargs",
-        }
-        for name in sorted(set(arguments) - known):
-            near = get_close_matches(name, known, 1)
-            raise ValueError(
-                f"`{name}` ({arguments[name]!r}) is no argument of this pipeline or its tokenizer"
-                f"{f': do you mean `{near[0]}`?' if near else ': leave it out.'}"
-            )
 
     def preprocess(self, inputs, **tokenizer_kwargs):
         with TOKENIZER_LOCKS.setdefault(os.getpid(), Lock()):
@@ -132,6 +117,29 @@ class EarlyExitTextClassificationPipeline(TextClassificationPipeline):
             return results
         exit_layer = {"exit_layer": model_outputs["exit_layers"].item()}
         return results | exit_layer if isinstance(results, dict) else [result | exit_layer for result in results]
+
+
+def check_names(arguments: dict, tokenizer_class: type) -> None:
+    """Raises `ValueError` for arguments that neither the pipeline nor its tokenizer knows."""
+    known = known_arguments(tokenizer_class)
+    for name in sorted(set(arguments) - known):
+        near = get_close_matches(name, known, 1)
+        raise ValueError(
+            f"`{name}` ({arguments[name]!r}) is no argument of this pipeline or its tokenizer"
+            f"{f': do you mean `{near[0]}`?' if near else ': leave it out.'}"
+        )
+
+
+@cache
+def known_arguments(tokenizer_class: type) -> frozenset[str]:
+    functions = (
+        EarlyExitTextClassificationPipeline._sanitize_parameters,
+        TextClassificationPipeline._sanitize_parameters,
+        PreTrainedTokenizerBase.__call__,
+        tokenizer_class.__call__,
+    )
+    parameters = [parameter for one in functions for parameter in inspect.signature(one).parameters.values()]
+    return frozenset(one.name for one in parameters if one.kind is not one.VAR_KEYWORD) - {"self"}
 
 
 def empty_pipeline() -> EarlyExitTextClassificationPipeline:
