@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PrinterCallback, set_seed
 
+from .analysis.choice import ThresholdChoice
 from .analysis.collect import collect_exits
 from .analysis.exit_table import ExitTable
 from .analysis.report import check_report_packages, make_report
+from .analysis.selection import check_targets, pick_threshold
 from .analysis.sweep import layer_scores
 from .analysis.tables import write_json
-from .analysis.threshold_choice import ThresholdChoice, check_targets, pick_threshold
 from .checkpoints import check_device, check_tokenizer, load_backbone
 from .folders import check_new_folder, whole_folder
 from .hub.applied_threshold import apply_threshold
@@ -160,7 +161,7 @@ def add_exits(
     choice = pick_threshold(
         table,
         target_saving=target_saving,
-        max_score_drop=max_metric_drop,
+        max_metric_drop=max_metric_drop,
         per_layer=per_layer,
         temperatures=temperatures,
         seed=seed,
@@ -173,15 +174,15 @@ def add_exits(
         write_model_card(whole, numbers | table_numbers(scaled if choice.met else table))
         if choice.met:
             apply_threshold(whole, choice)
-        chosen_on, read_on = scaled.split(seed)
+        select_on, evaluate_on = scaled.split(seed)
         report = make_report(
-            chosen_on,
-            reading=read_on,
+            select_on,
+            evaluate_on=evaluate_on,
             choice=choice,
             title=f"Early exit: {folder.name}",
             facts={"model": folder.name, "rows": f"{len(table):,} held out"},
             target_saving=target_saving,
-            max_score_drop=max_metric_drop,
+            max_metric_drop=max_metric_drop,
             seed=seed,
         )
         report.save(whole / "report.html")

@@ -348,7 +348,7 @@ def test_report(command, tmp_path, capsys):
     page = tmp_path / "pages" / "report.html"
     assert command("report", "-o", page, "--slice-by", "source", "--title", "A <b>title</b>", "--time") == 0
     text = page.read_text()
-    for expected in ("By source", "Measured time", "A &lt;b&gt;title&lt;/b&gt;", "How sure"):
+    for expected in ("By source", "Measured time", "A &lt;b&gt;title&lt;/b&gt;", "Calibration"):
         assert expected in text
     assert "<script src" not in text
     capsys.readouterr()

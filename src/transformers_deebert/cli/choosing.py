@@ -70,7 +70,7 @@ def load_metric(name: str) -> Any:
     Raises:
         ValueError: for a metric that cannot be loaded.
     """
-    from ..analysis.scores import EXACT
+    from ..analysis.metrics import EXACT
 
     if name in EXACT:
         return None
@@ -93,11 +93,11 @@ def name_metric(name: str, module: Any, table: "ExitTable") -> tuple[str, Any]:
     Raises:
         ValueError: for a module that returns several numbers of other names.
     """
-    from ..analysis.scores import make_scores
+    from ..analysis.metrics import make_metrics
 
     if module is None:
         return name, None
-    found = list(make_scores(module, table.num_labels)(table.answers[:, -1], table.labels))
+    found = list(make_metrics(module, table.num_labels)(table.answers[:, -1], table.labels))
     if name not in found and len(found) > 1:
         raise ValueError(f"`--metric` {name!r} returns several numbers ({', '.join(found)}): choose another metric.")
     return (name if name in found else found[0]), module

@@ -14,8 +14,8 @@ from .exits import add_exit_arguments, read_exits
 
 
 if TYPE_CHECKING:
+    from ..analysis.choice import ThresholdChoice
     from ..analysis.latency import LatencyProfile
-    from ..analysis.threshold_choice import ThresholdChoice
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -62,7 +62,7 @@ def add_way_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..analysis.threshold_choice import pick_threshold
+    from ..analysis.selection import pick_threshold
     from ..hub.applied_threshold import apply_threshold
 
     if options.apply and not Path(options.checkpoint).is_dir():
@@ -76,11 +76,11 @@ def run(options: argparse.Namespace) -> int:
     choice = pick_threshold(
         table,
         target_saving=options.target_saving,
-        max_score_drop=options.max_score_drop,
+        max_metric_drop=options.max_score_drop,
         target_latency_ms=options.target_latency_ms,
         confidence=options.confidence,
         metric=metric,
-        score=score,
+        compute_metric=score,
         latency=latency,
         per_layer=options.per_layer,
         temperatures=options.temperatures,

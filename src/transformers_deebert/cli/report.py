@@ -42,7 +42,7 @@ def add(commands: argparse._SubParsersAction) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from ..analysis.report import LEAST_ROWS, check_report_packages, make_report
-    from ..analysis.threshold_choice import pick_threshold
+    from ..analysis.selection import pick_threshold
     from ..hub.applied_threshold import plain
 
     check_report_packages()
@@ -58,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
     choice = pick_threshold(
         table,
         target_saving=options.target_saving,
-        max_score_drop=options.max_score_drop,
+        max_metric_drop=options.max_score_drop,
         metric=metric,
-        score=score,
+        compute_metric=score,
         per_layer=options.per_layer,
         temperatures=options.temperatures,
         seed=options.seed,
@@ -70,14 +70,14 @@ def run(options: argparse.Namespace) -> int:
     model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (options.checkpoint, options.data))
     report = make_report(
         chosen_on,
-        reading=read_on,
+        evaluate_on=read_on,
         choice=choice,
         title=options.title or f"Early exit: {model} on {data}",
         facts={"model": model, "data": data, "rows": f"{len(table):,}", "layers": str(table.num_layers)},
         target_saving=options.target_saving,
-        max_score_drop=options.max_score_drop,
+        max_metric_drop=options.max_score_drop,
         metric=metric,
-        score=score,
+        compute_metric=score,
         columns=read_columns(read_on, inputs, options.slice_by),
         seed=options.seed,
     )

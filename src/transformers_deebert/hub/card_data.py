@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..analysis.choice import ThresholdChoice
 from ..analysis.tables import threshold_text, write_json
-from ..analysis.threshold_choice import ThresholdChoice
 
 
 Table = list[dict[str, Any]]

@@ -14,8 +14,8 @@ from transformers.utils import logging
 
 from ..analysis.exit_curve import thresholds_by_saving
 from ..analysis.exit_table import ExitTable
+from ..analysis.selection import pick_threshold
 from ..analysis.sweep import OperatingPoint, sweep_thresholds
-from ..analysis.threshold_choice import pick_threshold
 from ..hub.card_data import CardData
 
 
@@ -196,7 +196,7 @@ def trade_off_numbers(table: ExitTable, score: Any, metric: str) -> dict[str, An
     if (table.score_name, table.patience) != ("entropy", 1):
         numbers["trade_off_criterion"] = {"score": table.score_name, "patience": table.patience}
     if len(table) >= 4:
-        choice = pick_threshold(table, max_score_drop=MAX_DROP, metric=metric, score=score)
+        choice = pick_threshold(table, max_metric_drop=MAX_DROP, metric=metric, compute_metric=score)
         numbers["chosen"] = CardData.from_choice(choice).chosen
     return numbers
 
