@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.choice import ThresholdChoice
+from ..analysis.exit_curve import thresholds_by_saving
+from ..analysis.exit_table import ExitTable
+from ..analysis.metrics import ComputeMetric
+from ..analysis.sweep import OperatingPoint, layer_scores, sweep_thresholds
 from ..analysis.tables import threshold_text, write_json
+from ..analysis.timing import RuntimeFigure
 
 
 Table = list[dict[str, Any]]
@@ -143,6 +148,52 @@ class CardData:
         )
 
     @classmethod
+    def from_table(
+        cls,
+        table: ExitTable,
+        metric: str = "accuracy",
+        compute_metric: ComputeMetric | None = None,
+        points: Sequence[OperatingPoint] | None = None,
+        figures: Sequence[RuntimeFigure] = (),
+    ) -> "CardData":
+        """
+        The metric of every exit, and the trade-off.
+
+        Args:
+            table ([`ExitTable`]): Rows that the model was not trained on.
+            metric, compute_metric: As for [`pick_threshold`].
+            points (sequence of [`OperatingPoint`], *optional*):
+                Of the trade-off, full depth first; by default at savings of 10, 20, … %.
+            figures (sequence of `RuntimeFigure`, *optional*): Measured times of the points behind the first.
+        """
+        if points is None:
+            points = sweep_thresholds(table, [0.0, *thresholds_by_saving(table)], compute_metric)
+        times: list[dict[str, float]] = [{}] * len(points)
+        if figures:
+            times = [{"runtime_saving": 0.0, "speed_up": 1.0}]
+            times += [{"runtime_saving": one.runtime_saving, "speed_up": one.speed_up} for one in figures]
+            times = [
+                time | {"ideal_speed_up": 1 / one.layer_cost_ratio} for one, time in zip(points, times, strict=True)
+            ]
+        values = [found[metric] for found in layer_scores(table, compute_metric)]
+        criterion = {"score": table.score_name, "patience": table.patience}
+        return cls(
+            exit_layers=list(table.exit_layers),
+            off_ramp_temperatures=None if table.temperatures is None else list(table.temperatures),
+            metric=metric,
+            rows_scored=len(table),
+            full_depth=values[-1],
+            layer_scores=values,
+            trade_off=[
+                trade_off_row(
+                    point, points[0], metric, figures[place - 1] if figures and place else None, bool(figures)
+                )
+                for place, point in enumerate(points)
+            ],
+            trade_off_criterion=None if criterion == {"score": "entropy", "patience": 1} else criterion,
+        )
+
+    @classmethod
     def from_choice(cls, choice: ThresholdChoice) -> "CardData":
         """The evidence of a choice."""
         low, high = (100 * change for change in choice.score_change_interval)
@@ -163,6 +214,16 @@ class CardData:
             ),
         }
         return cls(chosen=chosen if criterion is None else chosen | {"criterion": criterion})
+
+
+def trade_off_row(point: OperatingPoint, full: OperatingPoint, metric: str) -> dict[str, Any]:
+    return {
+        "threshold": point.threshold,
+        "score": point.scores[metric],
+        "score_change": point.scores[metric] - full.scores[metric],
+        "layer_saving": point.layer_saving,
+        "note": "full depth" if point is full else "",
+    }
 
 
 def threshold_words(threshold: float | tuple[float, ...]) -> str:
