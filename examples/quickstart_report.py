@@ -94,8 +94,8 @@ def collect_numbers(
             "score_change_interval": list(choice.score_change_interval),
             "how": (
                 f"{choice.reason} The threshold was selected on the {sizes['validation']}. All figures are evaluated "
-                f"on the {sizes['test']}, which had no part in training or in the choice: there it changes accuracy by "
-                f"{100 * choice.score_change:+.1f} points (95 % bootstrap interval {low:+.1f} to {high:+.1f})."
+                f"on the {sizes['test']}, which had no part in training or in the choice: there it changes accuracy "
+                f"by {100 * choice.score_change:+.1f} points (95 % bootstrap interval {low:+.1f} to {high:+.1f})."
             ),
         },
         "timing": {

@@ -184,12 +184,7 @@ class CardData:
             rows_scored=len(table),
             full_depth=values[-1],
             layer_scores=values,
-            trade_off=[
-                trade_off_row(
-                    point, points[0], metric, figures[place - 1] if figures and place else None, bool(figures)
-                )
-                for place, point in enumerate(points)
-            ],
+            trade_off=[trade_off_row(one, points[0], metric) | time for one, time in zip(points, times, strict=True)],
             trade_off_criterion=None if criterion == {"score": "entropy", "patience": 1} else criterion,
         )
 
