@@ -27,7 +27,8 @@ class CardData:
     Args:
         model_name, model_class, language, example (`str`): The example is a sentence.
         layers (`int`), exit_layers (`list[int]`): Depth, and the layers that an exit stands behind.
-        off_ramp_pooling, off_ramp_head (`str`), off_ramps_trained (`bool`), off_ramp_temperatures (`list[float]`):
+        off_ramp_pooling, off_ramp_head, off_ramp_context (`str`), off_ramps_trained (`bool`),
+        off_ramp_temperatures (`list[float]`):
             As in the configuration; `off_ramps_trained=False` for a model that stage 2 has not seen.
         labels (`list[str]`), max_length (`int`), seed (`int`): Names of the classes; longest input in tokens.
         default_threshold (`float` or `list[float]`), default_criterion (`dict`):
@@ -54,6 +55,7 @@ class CardData:
     exit_layers: list[int] | None = None
     off_ramp_pooling: str | None = None
     off_ramp_head: str | None = None
+    off_ramp_context: str | None = None
     off_ramps_trained: bool | None = None
     off_ramp_temperatures: list[float] | None = None
     labels: list[str] | None = None
@@ -140,6 +142,7 @@ class CardData:
             exit_layers=None if layers is None else [*layers, depth],
             off_ramp_pooling=config.get("off_ramp_pooling"),
             off_ramp_head=config.get("off_ramp_head"),
+            off_ramp_context=config.get("off_ramp_context") if config.get("off_ramp_context") != "own" else None,
             off_ramps_trained=config.get("off_ramps_trained"),
             labels=labels if named else None,
             default_threshold=config.get("early_exit_entropy"),

@@ -291,6 +291,7 @@ def _facts(card: CardData, labels: list[str]) -> list[tuple[str, Any]]:
         "exits behind the layers": ", ".join(map(str, card.exit_layers or [])) or None,
         "off-ramp pooling": card.off_ramp_pooling,
         "off-ramp head": card.off_ramp_head,
+        "off-ramps read the layers": card.off_ramp_context and "up to their own",
         "labels": ", ".join(labels) or None,
         "longest input": None if card.max_length is None else f"{card.max_length} tokens",
     }
