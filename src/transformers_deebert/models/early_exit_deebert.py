@@ -10,6 +10,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .configuration_early_exit_deebert import OFF_RAMP_FIELDS
 from .exit_loop_deebert import LayerRunner, LoopOutput, run_call
 from .exit_plan_deebert import ExitPlan, make_exit_plan
 from .exit_scores_deebert import ExitCandidate
@@ -251,16 +252,23 @@ class EarlyExitBackbone(EarlyExitLoading):
         return torch.stack(pooled, 1)
 
     @torch.no_grad()
-    def set_off_ramp_layers(self, layers: list[int] | None) -> None:
+    def set_off_ramps(self, **fields) -> None:
         """
-        Moves the off-ramps to other layers: those that read what they read before stay as they are, the others are
-        dropped or new. Thresholds and temperatures of the configuration are the caller's.
+        Changes the off-ramps: those that read what they read before, and make the same of it, stay as they are, the
+        others are dropped or new. Thresholds and temperatures of the configuration are the caller's.
 
         Args:
-            layers (`list[int]`, *optional*): As `config.off_ramp_layers`.
+            fields: Of the configuration: `off_ramp_layers`, `off_ramp_head`, `off_ramp_context`, `off_ramp_pooling`.
+
+        Raises:
+            ValueError: for values that the configuration refuses.
         """
-        kept = dict(zip(self.config.off_ramp_readings, self.off_ramps, strict=True))
-        self.config.off_ramp_layers = layers
+        config, kept = self.config, {}
+        if all(getattr(config, name) == fields.get(name, getattr(config, name)) for name in OFF_RAMP_FIELDS):
+            kept = dict(zip(config.off_ramp_readings, self.off_ramps, strict=True))
+        for name, value in fields.items():
+            setattr(config, name, value)
+        config.validate_off_ramps()
         like = next(self.parameters())
         for place, reading in enumerate(self.config.off_ramp_readings):
             if reading not in kept:

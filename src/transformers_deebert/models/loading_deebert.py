@@ -173,7 +173,7 @@ class EarlyExitLoading:
 def move_off_ramps(model, config) -> None:
     """Moves a loaded model's off-ramps to the layers of another configuration, and takes its defaults over."""
     known = set(model.config.off_ramp_readings)
-    model.base_model.set_off_ramp_layers(config.off_ramp_layers)
+    model.base_model.set_off_ramps(off_ramp_layers=config.off_ramp_layers)
     for field in EXIT_DEFAULTS:
         setattr(model.config, field, getattr(config, field))
     if not set(model.config.off_ramp_readings) <= known:

@@ -111,10 +111,9 @@ class MultiExitTrainer(StageTrainer):
         """
         if labels is not None:
             logits, head = logits[labels != -100], head[labels != -100]
-        temperature = self.args.distillation_temperature
-        student, teacher = ((one.float() / temperature).log_softmax(-1) for one in (logits, head.detach()))
-        divergence = nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-        return temperature**2 * divergence.sum() / (len(logits) if num_items_in_batch is None else num_items_in_batch)
+        temperature, count = self.args.distillation_temperature, num_items_in_batch
+        total = temperature**2 * divergence(logits, head, temperature).sum()
+        return total / (len(logits) if count is None else count)
 
     def cross_entropy(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
         count, reduction = (1, "mean") if num_items_in_batch is None else (num_items_in_batch, "sum")
@@ -166,6 +165,12 @@ class MultiExitTrainer(StageTrainer):
         for layer, numbers in zip(self.exit_layers, exits, strict=True):
             metrics.update({f"layer_{layer}_{name}": value for name, value in numbers.items()})
         return metrics
+
+
+def divergence(logits: torch.Tensor, head: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`(rows,)`: KL(softmax(head / T) ‖ softmax(logits / T)), without a gradient of `head`."""
+    student, teacher = ((one.float() / temperature).log_softmax(-1) for one in (logits, head.detach()))
+    return nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
 def check_class_indices(name: str, labels, required: bool) -> None:
