@@ -69,6 +69,7 @@ if TYPE_CHECKING:
     from .inference.onnx.export import export_onnx
     from .inference.onnx.model import OnnxEarlyExitModel
     from .training.backbone_trainer import BackboneTrainer
+    from .training.joint_trainer import JointTrainer
     from .training.multi_exit_trainer import MultiExitTrainer
     from .training.off_ramp_trainer import OffRampTrainer
     from .training.training_arguments import DeeBertTrainingArguments
@@ -94,6 +95,7 @@ _LAZY = {
     "inference.onnx.export": ("onnx", ["export_onnx"]),
     "inference.onnx.model": ("onnx", ["OnnxEarlyExitModel"]),
     "training.backbone_trainer": ("train", ["BackboneTrainer"]),
+    "training.joint_trainer": ("train", ["JointTrainer"]),
     "training.multi_exit_trainer": ("train", ["MultiExitTrainer"]),
     "training.off_ramp_trainer": ("train", ["OffRampTrainer"]),
     "training.training_arguments": ("train", ["DeeBertTrainingArguments"]),

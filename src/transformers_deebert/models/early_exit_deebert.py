@@ -42,6 +42,7 @@ class EarlyExitBackbone(EarlyExitLoading):
     embedding_inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
     layer_inputs: tuple[str, ...] = ()
     checkpoints_in_loop = False
+    layer_dropout = 0.0  # LayerDrop (Fan et al., 2020) in training mode, for the last layer; it rises linearly to that
 
     def __init__(self, config, *args, **kwargs):
         # Only some families' configurations know decoders.
@@ -147,6 +148,9 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     def advance(self, state: LayerState, evaluate: bool = True) -> None:
         """Applies one layer, in place."""
+        if self.training and self.layer_dropout and self.skips(state.layer + 1):
+            state.layer += 1
+            return
         if self.checkpoints_in_loop and self.gradient_checkpointing and self.training:
             state.hidden = self.apply_checkpointed(state.layer, state)
         else:
@@ -154,6 +158,10 @@ class EarlyExitBackbone(EarlyExitLoading):
                 state.context = self.layer_context(state)
             state.hidden = self.apply_layer(state.layer, state)
         state.layer += 1
+
+    def skips(self, layer: int) -> bool:
+        """Whether a training step leaves a layer out, by chance."""
+        return float(torch.rand(())) < self.layer_dropout * layer / self.config.num_hidden_layers
 
     def apply_checkpointed(self, index: int, state: LayerState) -> torch.Tensor:
         """[`apply_layer`] that computes the layer again in the backward pass instead of keeping its activations."""

@@ -59,6 +59,10 @@ def stage_numbers(trainer: Any) -> dict[str, Any]:
     }
     if trainer.trained_part == "off_ramps":
         numbers["off_ramp_mode"] = trainer.off_ramp_mode
+    if trainer.trained_part == "all":
+        numbers["strategy"] = args.joint_strategy
+        if trainer.full_depths is not None:
+            numbers |= {f"full_depth_{when}": trainer.full_depths[when] for when in ("before", "after")}
     runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     if runtimes:
         numbers["seconds"] = round(runtimes[-1], 1)

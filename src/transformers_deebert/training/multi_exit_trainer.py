@@ -42,6 +42,16 @@ class MultiExitTrainer(StageTrainer):
     """
 
     args: DeeBertTrainingArguments
+    default_distillation = (0.0, 1.0)
+
+    @property
+    def distillation(self) -> tuple[float, float]:
+        """Weight and temperature of the distillation: those of the arguments, or the strategy's own."""
+        given = self.args.distillation_weight, self.args.distillation_temperature
+        weight, temperature = (
+            own if one is None else one for one, own in zip(given, self.default_distillation, strict=True)
+        )
+        return weight, temperature
 
     @property
     def needs_labels(self) -> bool:
@@ -111,7 +121,7 @@ class MultiExitTrainer(StageTrainer):
         """
         if labels is not None:
             logits, head = logits[labels != -100], head[labels != -100]
-        temperature, count = self.args.distillation_temperature, num_items_in_batch
+        (_, temperature), count = self.distillation, num_items_in_batch
         total = temperature**2 * divergence(logits, head, temperature).sum()
         return total / (len(logits) if count is None else count)
 

@@ -33,11 +33,11 @@ class OffRampTrainer(MultiExitTrainer):
     @property
     def reads_head(self) -> bool:
         """Whether the loss reads the head's logits: cached training then keeps them beside the off-ramps' inputs."""
-        return self.args.distillation_weight > 0
+        return self.distillation[0] > 0
 
     @property
     def needs_labels(self) -> bool:
-        return self.args.distillation_weight < 1
+        return self.distillation[0] < 1
 
     @property
     def off_ramp_mode(self) -> str:
@@ -62,7 +62,7 @@ class OffRampTrainer(MultiExitTrainer):
 
     def combined_loss(self, off_ramps, head, labels, num_items_in_batch=None) -> torch.Tensor:
         """Sum of the off-ramps' losses, (1 - g) CE_i + g T² KL(p_L ‖ p_i); g = 0: the head does not take part."""
-        weight, losses = self.args.distillation_weight, []
+        (weight, _), losses = self.distillation, []
         for logits in off_ramps:
             if weight < 1:
                 losses.append((1 - weight) * self.exit_loss(logits, labels, num_items_in_batch))
