@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PrinterCallback, set_seed
 
-from .analysis.collect import collect_exits
+from .analysis.collect import as_criterion, collect_exits
 from .analysis.exit_table import ExitTable
+from .analysis.layer_thresholds import check_independent
 from .analysis.report import check_report_packages, make_report
 from .analysis.sweep import layer_scores
 from .analysis.tables import write_json
@@ -70,6 +71,7 @@ def add_exits(
     max_metric_drop: float | None = None,
     per_layer: bool = False,
     temperatures: bool = False,
+    criterion: Any = "entropy",
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     max_length: int | None = None,
@@ -102,6 +104,8 @@ def add_exits(
         tokenizer (*optional*): The checkpoint's by default.
         target_saving, max_metric_drop, per_layer, temperatures:
             As for [`pick_threshold`]; at most one target, by default a drop of at most one point of accuracy.
+        criterion (`str`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
+            The score, by its name, and the patience of the threshold that is picked; one in it is ignored.
         text_columns, label_column (*optional*): Where texts and label are.
         max_length (`int`, *optional*): Tokens to cut longer rows to; as many as the model takes by default.
         skip_invalid (`bool`, *optional*): Leave out rows without a text or with an unknown label, and report how many.
@@ -120,7 +124,7 @@ def add_exits(
     Raises:
         ValueError: before anything is trained or written, for a folder that is not empty or cannot be written, a
             checkpoint that is none of a fine-tuned classifier, rows that do not fit it, fewer than 40 held out,
-            targets out of range.
+            targets out of range, a criterion that no configuration can hold or that `per_layer` cannot have.
         OSError: for what cannot be written later.
 
     ```python
@@ -138,6 +142,10 @@ def add_exits(
     if target_saving is None and max_metric_drop is None:
         max_metric_drop = 0.01
     check_targets(target_saving, max_metric_drop, None, None, None)
+    criterion = as_criterion(criterion)
+    criterion.to_dict()  # raises for a function, which the configuration of the model could not hold
+    if per_layer:
+        check_independent(criterion.score, criterion.patience)
     model, tokenizer = load(model, tokenizer, revision, device, MODEL_SETTINGS | dict(model_settings or {}))
 
     def encode(given: Any) -> "Dataset":
@@ -156,7 +164,8 @@ def add_exits(
     # What is trained is kept here until all is written.
     work = folder.with_name(f".{folder.name}.unfinished")
     model = trained(model, tokenizer, rows, settings, work, progress)
-    table = collect_exits(model, held_out, DataCollatorWithPadding(tokenizer), batch_size, progress=progress)
+    collate = DataCollatorWithPadding(tokenizer)
+    table = collect_exits(model, held_out, collate, batch_size, progress=progress, criterion=criterion)
     choice = pick_threshold(
         table,
         target_saving=target_saving,
@@ -293,12 +302,13 @@ def fingerprint_of(model: Any, rows: "Dataset", settings: Mapping[str, Any]) -> 
 def table_numbers(table: ExitTable) -> dict[str, Any]:
     """What the card shows besides the run and the choice."""
     scores = [score["accuracy"] for score in layer_scores(table)]
-    return {
+    trade_off = trade_off_numbers(table, None, "accuracy")
+    trade_off.pop("chosen", None)  # that is the default's, which is picked for its own target
+    return trade_off | {
         "metric": "accuracy",
         "rows_scored": len(table),
         "full_depth": scores[-1],
         "layer_scores": scores,
-        "trade_off": trade_off_numbers(table, None, "accuracy")["trade_off"],
         "off_ramp_temperatures": None if table.temperatures is None else list(table.temperatures),
     }
 

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from .choosing import above_zero, add_target_arguments, share
+from .choosing import above_zero, add_criterion_arguments, add_target_arguments, asked_criterion, share
 from .inputs import add_model_and_data_arguments, positive
 from .pick import add_way_arguments, describe
 
@@ -24,6 +24,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="must not exist, or be empty")
     add_target_arguments(parser)
+    add_criterion_arguments(parser)
     add_way_arguments(parser)
     parser.add_argument(
         "--validation",
@@ -60,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
         max_metric_drop=options.max_score_drop,
         per_layer=options.per_layer,
         temperatures=options.temperatures,
+        criterion=asked_criterion(options),
         text_columns=options.text_columns,
         label_column=options.label_column,
         max_length=options.max_length,

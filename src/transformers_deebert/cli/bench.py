@@ -3,8 +3,9 @@
 import argparse
 import json
 import sys
+from typing import Any
 
-from .choosing import threshold
+from .choosing import add_criterion_arguments, asked_criterion, threshold
 from .inputs import add_model_and_data_arguments, positive, read_inputs
 
 
@@ -25,11 +26,17 @@ def add(commands: argparse._SubParsersAction) -> None:
         type=threshold,
         nargs="+",
         metavar="S",
-        help=f"entropies, in nats; by default that of the checkpoint, or {listed_fractions()} of ln(labels)",
+        help="of the entropy in nats, or of --criterion; by default that of the checkpoint, or "
+        f"{listed_fractions()} of the largest",
     )
     which.add_argument(
-        "--fractions", type=threshold, nargs="+", metavar="F", help="the same as fractions of ln(labels)"
+        "--fractions",
+        type=threshold,
+        nargs="+",
+        metavar="F",
+        help="as fractions of the largest, ln(labels) nats",
     )
+    add_criterion_arguments(parser, "the checkpoint's own with its threshold, otherwise entropy")
     parser.add_argument("--batch-sizes", type=positive, nargs="+", metavar="N", help="default: 1 32")
     parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="timed passes over all rows (5)")
     parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
@@ -47,13 +54,7 @@ def run(options: argparse.Namespace) -> int:
     inputs = read_inputs(options, labelled=False)
     columns, _ = find_columns(inputs.rows, options.text_columns, options.label_column, labelled=False)
     texts = list(zip(*(inputs.rows[name][:] for name in columns), strict=True))
-    config = inputs.model.config
-    thresholds = options.thresholds
-    if not thresholds:
-        default = config.early_exit_entropy
-        fractions = options.fractions or FRACTIONS
-        own = options.fractions is None and default is not None
-        thresholds = [default] if own else [fraction * config.max_entropy for fraction in fractions]
+    thresholds, criterion = thresholds_to_time(options, inputs.model.config)
     benchmark = benchmark_runtime(
         inputs.model,
         inputs.encoded,
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace) -> int:
         inputs.tokenizer,
         texts if len(columns) == 2 else [text for (text,) in texts],
         options.repeats,
+        criterion=criterion,
     )
     if options.json:
         sys.stdout.write(json.dumps(benchmark.to_dict(), indent=2) + "\n")
@@ -71,3 +73,22 @@ def run(options: argparse.Namespace) -> int:
         table, notes = runtime_text(benchmark)
         sys.stdout.write("\n".join([table, "", *notes]) + "\n")
     return 0
+
+
+def thresholds_to_time(options: argparse.Namespace, config: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Thresholds besides the full depth, and score and patience that they go with."""
+    from ..models.exit_criteria_deebert import read_criterion
+    from ..models.exit_scores_deebert import largest_score
+
+    asked = asked_criterion(options)
+    if options.thresholds:
+        return options.thresholds, asked
+    if options.criterion is options.patience is options.fractions is None:
+        own = config.exit_criterion
+        if own is None and config.early_exit_entropy is not None:
+            own = asked | {"threshold": config.early_exit_entropy}
+        if own is not None:
+            own = read_criterion(own).to_dict()
+            return [own.pop("threshold")], own
+    largest = largest_score(asked["score"], config.num_labels) or 0.0
+    return [fraction * largest for fraction in options.fractions or FRACTIONS], asked

@@ -4,6 +4,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
+from .inputs import positive
+
 
 if TYPE_CHECKING:
     from ..analysis.exit_table import ExitTable
@@ -23,6 +25,41 @@ def add_target_arguments(parser: argparse.ArgumentParser, latency: bool = False,
             metavar="MS",
             help="expected milliseconds for a row at batch size 1, by a profile that is measured on this machine",
         )
+
+
+def add_criterion_arguments(parser: argparse.ArgumentParser, default: str = "entropy") -> None:
+    """Declares the score and the patience of thresholds; what stands for neither is `default`, in words."""
+    parser.add_argument(
+        "--criterion",
+        type=score_name,
+        metavar="SCORE",
+        help="what thresholds are of: entropy, least_confidence, margin or disagreement; lower is more confident "
+        f"(default: {default})",
+    )
+    parser.add_argument(
+        "--patience", type=positive, metavar="N", help="consecutive exits that have to be below the threshold (1)"
+    )
+
+
+def asked_criterion(options: argparse.Namespace) -> dict[str, Any]:
+    """Score and patience of thresholds, as fields of an `ExitCriterion`."""
+    return {"score": options.criterion or "entropy", "patience": options.patience or 1}
+
+
+def check_per_layer(options: argparse.Namespace) -> None:
+    """Raises `ValueError` for a criterion that `--per-layer` cannot have, before the model runs."""
+    from ..analysis.layer_thresholds import check_independent
+
+    if options.per_layer:
+        check_independent(**asked_criterion(options))
+
+
+def score_name(text: str) -> str:
+    from ..models.exit_scores_deebert import SCORES
+
+    if text not in SCORES:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(SCORES)}, got {text!r}")
+    return text
 
 
 def add_metric_argument(parser: argparse.ArgumentParser) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..messages import first_line, listed, note
+from .choosing import add_criterion_arguments, asked_criterion
 from .inputs import Inputs, add_model_and_data_arguments, read_inputs
 
 
@@ -46,8 +47,9 @@ class Exits(NamedTuple):
 
 
 def add_exit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares CHECKPOINT, DATA, what belongs to them, `--table` and `--json`."""
+    """Declares CHECKPOINT, DATA, what belongs to them, the criterion, `--table` and `--json`."""
     add_model_and_data_arguments(parser)
+    add_criterion_arguments(parser)
     parser.add_argument(
         "--table",
         metavar="FOLDER",
@@ -87,7 +89,7 @@ def read_exits(options: argparse.Namespace, need_inputs: bool = False, columns: 
     right = float((table.answers[:, -1] == table.labels).mean())
     if right < 1 / table.num_labels:
         note(f"at full depth {right:.1%} are right, fewer than by chance: do the labels of DATA fit the model?")
-    return Exits(table, inputs)
+    return Exits(table.with_score(**asked_criterion(options)), inputs)  # what is kept serves every criterion
 
 
 def collect(options: argparse.Namespace, inputs: Inputs, folder: Path | None) -> "ExitTable":

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..messages import note
-from .choosing import add_metric_argument, add_target_arguments, load_metric, name_metric, share
+from .choosing import add_metric_argument, add_target_arguments, check_per_layer, load_metric, name_metric, share
 from .exits import add_exit_arguments, read_exits
 
 
@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"`--apply` needs a folder, but CHECKPOINT is {options.checkpoint!r}: download it first.")
     timed = options.target_latency_ms is not None
     check_confidence(options)
+    check_per_layer(options)
     module = load_metric(options.metric)
     table, inputs = read_exits(options, need_inputs=timed)
     metric, score = name_metric(options.metric, module, table)
@@ -117,6 +118,7 @@ def describe(choice: "ThresholdChoice") -> str:
         "",
         f"threshold       {threshold_words(choice.threshold)}",
         *share,
+        f"in a call       {choice.call_arguments}",
         f"layers saved    {choice.layer_saving:.1%} (95 % interval {least:.1%} to {most:.1%})",
         f"{choice.metric:15} {choice.score:.2%}, at full depth {choice.full_score:.2%}",
         f"change          {100 * choice.score_change:+.2f} points "

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..folders import check_new_file
 from ..messages import note
-from .choosing import add_metric_argument, add_target_arguments, load_metric, name_metric
+from .choosing import add_metric_argument, add_target_arguments, check_per_layer, load_metric, name_metric
 from .exits import add_exit_arguments, read_exits
 from .inputs import Inputs
 from .pick import add_way_arguments
@@ -18,6 +18,7 @@ from .pick import add_way_arguments
 if TYPE_CHECKING:
     from ..analysis.exit_table import ExitTable
     from ..analysis.runtime import RuntimeBenchmark
+    from ..analysis.threshold_choice import ThresholdChoice
 
 TIMED_ROWS = 200
 
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     check_report_packages()
     output = Path(options.output)
     check_new_file("output", output)
+    check_per_layer(options)
     module = load_metric(options.metric)
     table, inputs = read_exits(options, need_inputs=options.time, columns=options.slice_by)
     metric, score = name_metric(options.metric, module, table)
@@ -83,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.time and inputs is not None:
         inputs.model.config.off_ramp_temperatures = plain(choice.temperatures)
-        report = replace(report, runtime=time_choice(inputs, choice.threshold, options.seed))
+        report = replace(report, runtime=time_choice(inputs, choice, options.seed))
     report.save(output)
     if options.json:
         sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
@@ -99,10 +101,12 @@ def read_columns(table: "ExitTable", inputs: Inputs | None, names: list[str]) ->
     return {name: inputs.rows.select(table.ids)[name][:] for name in names}
 
 
-def time_choice(inputs: Inputs, threshold: float | tuple[float, ...], seed: int) -> "RuntimeBenchmark":
+def time_choice(inputs: Inputs, choice: "ThresholdChoice", seed: int) -> "RuntimeBenchmark":
     from ..analysis.runtime import benchmark_runtime
 
     rows = inputs.encoded.shuffle(seed=seed).select(range(min(TIMED_ROWS, len(inputs.encoded))))
     sizes = tuple(size for size in (1, 8, 32) if size <= len(rows))
     note(f"measures the time of {len(rows)} rows at batch sizes {', '.join(map(str, sizes))}.")
-    return benchmark_runtime(inputs.model, rows, [0.0, threshold], sizes, inputs.tokenizer, repeats=3)
+    criterion = {"score": choice.exit_score, "patience": choice.patience}
+    thresholds = [0.0, choice.threshold]
+    return benchmark_runtime(inputs.model, rows, thresholds, sizes, inputs.tokenizer, repeats=3, criterion=criterion)

@@ -18,11 +18,15 @@ def add(commands: argparse._SubParsersAction) -> None:
     add_exit_arguments(parser)
     add_metric_argument(parser)
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--thresholds", type=threshold, nargs="+", metavar="S", help="entropies, in nats")
+    which.add_argument("--thresholds", type=threshold, nargs="+", metavar="S", help="nats, or of --criterion")
     which.add_argument(
-        "--fractions", type=threshold, nargs="+", metavar="F", help="thresholds as fractions of ln(labels)"
+        "--fractions",
+        type=threshold,
+        nargs="+",
+        metavar="F",
+        help="as fractions of the largest, ln(labels) nats",
     )
-    which.add_argument("--quantiles", action="store_true", help="200 quantiles of the off-ramps' entropies")
+    which.add_argument("--quantiles", action="store_true", help="200 quantiles of the off-ramps' scores")
     parser.set_defaults(run=run)
 
 
@@ -36,19 +40,20 @@ def run(options: argparse.Namespace) -> int:
     metric, score = name_metric(options.metric, module, table)
     thresholds = options.thresholds
     if options.fractions:
-        thresholds = [fraction * table.max_entropy for fraction in options.fractions]
+        thresholds = [fraction * (table.largest_score or 0.0) for fraction in options.fractions]
     elif not thresholds and not options.quantiles:
         thresholds = [0.0, *thresholds_by_saving(table)]
     full, *points = sweep_thresholds(table, None if options.quantiles else [0.0, *thresholds], score)
     points = [full, *points] if options.quantiles else points
     if options.json:
         facts = {"rows": len(table), "metric": metric, "full_score": full.scores[metric], "points": points}
+        facts |= {"score": table.score_name, "patience": table.patience}
         sys.stdout.write(json.dumps(facts, default=lambda point: point.to_dict(), indent=2) + "\n")
         return 0
     rows = [
         {
             "threshold": point.threshold,
-            "fraction": point.threshold / table.max_entropy,
+            "fraction": point.threshold / (table.largest_score or 1.0),
             "score": point.scores[metric],
             "change": 100 * (point.scores[metric] - full.scores[metric]),
             "saving": point.layer_saving,
@@ -60,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     ]
     columns = {
         "threshold": ("S", THRESHOLD),
-        "fraction": ("of ln C", ".1%"),
+        "fraction": ("of ln C" if table.score == "entropy" else "of largest", ".1%"),
         "score": (metric, ".2%"),
         "change": ("points", "+.2f"),
         "saving": ("layers saved", ".1%"),
