@@ -248,7 +248,7 @@ def halves(rows: "Dataset", share: float, seed: int) -> "tuple[Dataset, Dataset]
     parts = rows.train_test_split(test_size=share, seed=seed)
     note(
         f"holds {len(parts['test']):,} rows out. If the model was fine-tuned on them, they exit earlier than others "
-        "will: give others with `held_out`."
+        "will: give others (`held_out`, on the command line `--validation`)."
     )
     return parts["train"], parts["test"]
 

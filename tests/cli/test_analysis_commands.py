@@ -130,8 +130,8 @@ def test_add_exits_refuses(place, tmp_path, capsys):
     cases = [
         ([f"{place}/exits", train, "-o", f"{tmp_path}/a"], "has trained off-ramps already"),
         ([f"{tmp_path}/base", train, "-o", f"{tmp_path}/b"], "is no fine-tuned classifier"),
-        ([f"{place}/plain", train, "-o", f"{tmp_path}/full"], "is not empty"),
-        ([f"{place}/plain", train, "-o", "/proc/out"], "cannot be written"),
+        ([f"{place}/plain", train, "-o", f"{tmp_path}/full"], f"`--output` ('{tmp_path}/full') is not empty"),
+        ([f"{place}/plain", train, "-o", "/proc/out"], "`--output` ('/proc/out') cannot be written"),
         ([f"{place}/plain", few, "-o", f"{tmp_path}/c"], "and it takes 40"),
         ([f"{place}/plain", f"{tmp_path}/none.jsonl", "-o", f"{tmp_path}/d"], "does not exist"),
     ]

@@ -25,10 +25,13 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def option_names(options: argparse.Namespace | None) -> list[str]:
-    """The options of a command, but for what is given by its place."""
-    places = ("checkpoint", "data", "folder", "old", "new", "run", "table")  # an exit table is not `--table`
-    return [] if options is None else [name for name in vars(options) if name not in places]
+def option_names(options: argparse.Namespace | None) -> dict[str, str]:
+    """The options of a command by the arguments that they become; not what is given by its place."""
+    if options is None:
+        return {}
+    places = ("checkpoint", "data", "folder", "old", "new", "run", "renamed", "table")  # a table is not `--table`
+    names = [name for name in vars(options) if name not in places]
+    return {name: f"--{name.replace('_', '-')}" for name in names} | getattr(options, "renamed", {})
 
 
 def main(arguments: list[str] | None = None) -> int:

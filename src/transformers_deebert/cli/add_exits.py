@@ -8,6 +8,10 @@ from .inputs import add_model_and_data_arguments, positive
 from .pick import add_way_arguments, describe
 
 
+# Arguments of `add_exits` whose options have other names.
+RENAMED = {"output_dir": "--output", "held_out": "--validation", "max_metric_drop": "--max-score-drop"}
+
+
 def add(commands: argparse._SubParsersAction) -> None:
     parser = commands.add_parser(
         "add-exits",
@@ -39,7 +43,7 @@ def add(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--epochs", type=above_zero, default=10, metavar="N", help="of stage 2 (10)")
     parser.add_argument("--learning-rate", type=above_zero, default=1e-3, metavar="X", help="of stage 2 (1e-3)")
     parser.add_argument("--train-batch-size", type=positive, default=32, metavar="N", help="of stage 2 (32)")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, renamed=RENAMED)
 
 
 def run(options: argparse.Namespace) -> int:
