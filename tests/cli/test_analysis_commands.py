@@ -91,15 +91,11 @@ def command(place, tmp_path):
 
 
 def expected_table(place, tmp_path):
-    import argparse
-
     from transformers import DataCollatorWithPadding
 
-    from transformers_deebert.cli.inputs import add_model_and_data_arguments
+    from transformers_deebert.cli.options import DataOptions
 
-    parser = argparse.ArgumentParser()
-    add_model_and_data_arguments(parser)
-    inputs = read_inputs(parser.parse_args([f"{tmp_path}/exits", f"{place}/validation.jsonl"]))
+    inputs = read_inputs(DataOptions(checkpoint=f"{tmp_path}/exits", data=f"{place}/validation.jsonl"))
     return collect_exits(inputs.model, inputs.encoded, DataCollatorWithPadding(inputs.tokenizer), progress=False)
 
 

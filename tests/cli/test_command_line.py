@@ -3,30 +3,28 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 from conftest import make_model
 from transformers import BertTokenizer
 
 from transformers_deebert import cli
-from transformers_deebert.cli.inputs import add_model_and_data_arguments, read_inputs
+from transformers_deebert.cli.inputs import read_inputs
+from transformers_deebert.cli.options import DataOptions
 
 
-class Probe:
+@dataclass(kw_only=True)
+class Probe(DataOptions):
     """A command that reads its inputs and answers with a number; or does `what` instead."""
 
-    def __init__(self, what=None):
-        self.what = what
+    what: ClassVar = None
 
-    def add(self, commands):
-        parser = commands.add_parser("probe")
-        add_model_and_data_arguments(parser)
-        parser.set_defaults(run=self.run)
-
-    def run(self, options):
+    def run(self):
         if self.what is not None:
-            return self.what()
-        inputs = read_inputs(options)
+            return type(self).what()
+        inputs = read_inputs(self)
         sys.stdout.write(f"{len(inputs.rows)} {sum(inputs.encoded['labels'])}\n")
         return cli.FINE
 
@@ -34,7 +32,8 @@ class Probe:
 @pytest.fixture
 def probe(monkeypatch):
     def install(what=None):
-        monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, Probe(what)))
+        monkeypatch.setattr(Probe, "what", what)
+        monkeypatch.setitem(cli.COMMANDS, "probe", Probe)
 
     return install
 
@@ -134,10 +133,9 @@ def test_usage_errors(arguments, probe, capsys):
 
 
 def test_both_spellings_of_swap_labels():
-    parser = cli.make_parser()
     for spelling in ("--swap-labels", "--swap_labels"):
-        assert parser.parse_args(["convert", "old", "new", spelling, "1", "2"]).swap_labels == [1, 2]
-    assert parser.parse_args(["convert", "old", "new"]).swap_labels is None
+        assert cli.parse(["convert", "old", "new", spelling, "1", "2"]).swap_labels == (1, 2)
+    assert cli.parse(["convert", "old", "new"]).swap_labels is None
 
 
 def test_as_a_program(tmp_path):

@@ -1,6 +1,5 @@
 """The exit table of a checkpoint on data: collected, or read again from where it was kept."""
 
-import argparse
 import hashlib
 import json
 import sys
@@ -9,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..messages import first_line, listed, note
-from .choosing import add_criterion_arguments, asked_criterion
-from .inputs import Inputs, add_model_and_data_arguments, read_inputs
+from .inputs import Inputs, read_inputs
+from .options import TableOptions
 
 
 if TYPE_CHECKING:
@@ -46,24 +45,12 @@ class Exits(NamedTuple):
     inputs: Inputs | None
 
 
-def add_exit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares CHECKPOINT, DATA, what belongs to them, the criterion, `--table` and `--json`."""
-    add_model_and_data_arguments(parser)
-    add_criterion_arguments(parser)
-    parser.add_argument(
-        "--table",
-        metavar="FOLDER",
-        help="keep the exits of all rows there, or read them if they are there already: the model then does not run",
-    )
-    parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
-
-
-def read_exits(options: argparse.Namespace, need_inputs: bool = False, columns: Sequence[str] = ()) -> Exits:
+def read_exits(options: TableOptions, need_inputs: bool = False, columns: Sequence[str] = ()) -> Exits:
     """
     The exits of every labelled row, from one pass of the model or from the folder of `--table`.
 
     Args:
-        options (`argparse.Namespace`): Those of [`add_exit_arguments`].
+        options (`TableOptions`): Those of the command.
         need_inputs (`bool`, *optional*, defaults to `False`): Whether model and rows are needed in any case.
         columns (`Sequence[str]`, *optional*): Columns of DATA that are needed as well.
 
@@ -89,10 +76,10 @@ def read_exits(options: argparse.Namespace, need_inputs: bool = False, columns: 
     right = float((table.answers[:, -1] == table.labels).mean())
     if right < 1 / table.num_labels:
         note(f"at full depth {right:.1%} are right, fewer than by chance: do the labels of DATA fit the model?")
-    return Exits(table.with_score(**asked_criterion(options)), inputs)  # what is kept serves every criterion
+    return Exits(table.with_score(**options.asked), inputs)  # what is kept serves every criterion
 
 
-def collect(options: argparse.Namespace, inputs: Inputs, folder: Path | None) -> "ExitTable":
+def collect(options: TableOptions, inputs: Inputs, folder: Path | None) -> "ExitTable":
     from transformers import DataCollatorWithPadding
 
     from ..analysis.collect import collect_exits
@@ -158,7 +145,7 @@ def is_a_terminal() -> bool:
     return sys.stderr.isatty()
 
 
-def describe_source(options: argparse.Namespace) -> dict[str, Any]:
+def describe_source(options: TableOptions) -> dict[str, Any]:
     """What the exits depend on, with sizes and times of files, so that a change of them shows."""
     source = {name: getattr(options, name) for name in DEPENDS_ON}
     checkpoint, data = Path(options.checkpoint), Path(options.data)
@@ -168,7 +155,7 @@ def describe_source(options: argparse.Namespace) -> dict[str, Any]:
     return source | {"files": stamps, "commit": commit_of(options), "configuration": configuration_of(checkpoint)}
 
 
-def commit_of(options: argparse.Namespace) -> str | None:
+def commit_of(options: TableOptions) -> str | None:
     """The commit of a checkpoint on the Hub that is in the cache: a branch may have moved."""
     from huggingface_hub import try_to_load_from_cache
 

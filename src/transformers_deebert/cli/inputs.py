@@ -1,9 +1,9 @@
-"""The options of commands that run a model over data, and what they name."""
+"""What the options of commands that run a model over data name: model, tokenizer, rows."""
 
-import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..messages import listed, note
+from .options import DataOptions
 
 
 if TYPE_CHECKING:
@@ -27,68 +27,9 @@ class Inputs(NamedTuple):
     encoded: "Dataset"
 
 
-def add_model_and_data_arguments(
-    parser: argparse.ArgumentParser,
-    checkpoint: str = "early-exit model",
-    rows: str = "labelled rows",
-    split: str = "the first that exists of validation, test, train",
-    max_rows: int | None = None,
-) -> None:
-    """Declares CHECKPOINT, DATA and the options about them, in the words of the command."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"{checkpoint}: repository on the Hub or folder")
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        help=f"{rows}: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `save_to_disk`, or a data set on the "
-        "Hub such as nyu-mll/glue:sst2",
-    )
-    parser.add_argument("--split", help=f"of DATA; {split} by default")
-    parser.add_argument(
-        "--text-columns", nargs="+", metavar="NAME", help="one or two columns of DATA; found by usual names by default"
-    )
-    parser.add_argument("--label-column", metavar="NAME", help="column of DATA; `label` or `labels` by default")
-    default = "" if max_rows is None else f" (default: {max_rows})"
-    parser.add_argument(
-        "--max-rows",
-        type=positive,
-        default=max_rows,
-        metavar="N",
-        help=f"read a random sample of so many rows{default}",
-    )
-    parser.add_argument(
-        "--max-length",
-        type=positive,
-        metavar="N",
-        help="cut rows to so many tokens; as many as the model takes by default",
-    )
-    parser.add_argument(
-        "--skip-invalid",
-        action="store_true",
-        help="leave out rows without a text or with an unknown label, and count them",
-    )
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows of one pass (default: 32)")
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
-    parser.add_argument("--revision", help="branch, tag or commit of CHECKPOINT")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything random (default: 0)")
-
-
-def positive(text: str) -> int:
-    """An option's value that must be 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """An option's value that random generators take."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}, got {text!r}")
-    return int(text)
-
-
-def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
+def read_inputs(options: DataOptions, labelled: bool = True) -> Inputs:
     """
-    Reads and encodes what the options of [`add_model_and_data_arguments`] name. What it took for texts and label is
+    Reads and encodes what the options name. What it took for texts and label is
     told on stderr.
 
     Raises:
@@ -105,7 +46,7 @@ def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
     return Inputs(model, tokenizer, rows, encoded)
 
 
-def read_rows(options: argparse.Namespace, labelled: bool = True) -> "tuple[Dataset, tuple[str, ...], str | None]":
+def read_rows(options: DataOptions, labelled: bool = True) -> "tuple[Dataset, tuple[str, ...], str | None]":
     """Rows, and the names of their texts and label."""
     from ..rows import find_columns, without_invalid
     from .data import load_rows

@@ -1,18 +1,16 @@
 """`deebert report`: a page about a model."""
 
-import argparse
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from ..folders import check_new_file
 from ..messages import note
-from .choosing import add_metric_argument, add_target_arguments, check_per_layer, load_metric, name_metric
-from .exits import add_exit_arguments, read_exits
+from .exits import read_exits
 from .inputs import Inputs
-from .pick import add_way_arguments
+from .metrics import load_metric, name_metric
+from .options import TableOptions, TargetOptions, flag, of_data, option
 
 
 if TYPE_CHECKING:
@@ -23,75 +21,73 @@ if TYPE_CHECKING:
 TIMED_ROWS = 200
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "report",
-        help="write a page with pictures and tables about a model",
-        description="Writes one HTML file: the trade-off, every layer, calibration, other ways to exit, whom early "
-        "exit hurts. Exit code 1 where the target cannot be met; the page says so.",
-    )
-    add_exit_arguments(parser)
-    add_target_arguments(parser)
-    add_metric_argument(parser)
-    add_way_arguments(parser)
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE", help="page to write (report.html)")
-    parser.add_argument("--slice-by", nargs="+", default=[], metavar="NAME", help="columns of DATA to slice by")
-    parser.add_argument("--title", help="headline of the page")
-    parser.add_argument("--time", action="store_true", help=f"measure run times as well, on up to {TIMED_ROWS} rows")
-    parser.set_defaults(run=run)
+@dataclass(kw_only=True)
+class Report(TargetOptions, TableOptions):
+    """
+    Write a page with pictures and tables about a model.
 
+    One HTML file: the trade-off, every layer, calibration, other ways to exit, whom early exit hurts. Exit code 1
+    where the target cannot be met; the page says so.
+    """
 
-def run(options: argparse.Namespace) -> int:
-    from ..analysis.report import LEAST_ROWS, check_report_packages, make_report
-    from ..analysis.threshold_choice import pick_threshold
-    from ..hub.applied_threshold import plain
+    output: Annotated[str, option("page to write (report.html)", None, "FILE", "-o --output")] = "report.html"
+    slice_by: Annotated[list[str] | None, of_data("columns of DATA to slice by", None, "NAME…")] = None
+    title: Annotated[str | None, option("headline of the page", metavar="TEXT")] = None
+    time: Annotated[bool, flag("--time", f"measure run times as well, on up to {TIMED_ROWS} rows")] = False
 
-    check_report_packages()
-    output = Path(options.output)
-    check_new_file("output", output)
-    check_per_layer(options)
-    module = load_metric(options.metric)
-    table, inputs = read_exits(options, need_inputs=options.time, columns=options.slice_by)
-    metric, score = name_metric(options.metric, module, table)
-    if options.target_saving is None and options.max_score_drop is None:
-        options.max_score_drop = 0.01
-    if len(table) < 2 * LEAST_ROWS:
-        raise ValueError(f"DATA has {len(table)} labelled rows, and a report takes {2 * LEAST_ROWS}: give more.")
-    choice = pick_threshold(
-        table,
-        target_saving=options.target_saving,
-        max_score_drop=options.max_score_drop,
-        metric=metric,
-        score=score,
-        per_layer=options.per_layer,
-        temperatures=options.temperatures,
-        seed=options.seed,
-    )
-    chosen_on, read_on = table.with_temperatures(choice.temperatures).split(options.seed)
-    # Of folders the last two names, as in sst2/validation; whose they are is nobody's business.
-    model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (options.checkpoint, options.data))
-    report = make_report(
-        chosen_on,
-        reading=read_on,
-        choice=choice,
-        title=options.title or f"Early exit: {model} on {data}",
-        facts={"model": model, "data": data, "rows": f"{len(table):,}", "layers": str(table.num_layers)},
-        target_saving=options.target_saving,
-        max_score_drop=options.max_score_drop,
-        metric=metric,
-        score=score,
-        columns=read_columns(read_on, inputs, options.slice_by),
-        seed=options.seed,
-    )
-    if options.time and inputs is not None:
-        inputs.model.config.off_ramp_temperatures = plain(choice.temperatures)
-        report = replace(report, runtime=time_choice(inputs, choice, options.seed))
-    report.save(output)
-    if options.json:
-        sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
-    else:
-        sys.stdout.write(f"{report.choice.reason}\n{output}\n")
-    return 0 if report.choice.met else 1
+    def run(self) -> int:
+        from ..analysis.report import LEAST_ROWS, check_report_packages, make_report
+        from ..analysis.threshold_choice import pick_threshold
+        from ..folders import check_new_file
+        from ..hub.applied_threshold import plain
+
+        check_report_packages()
+        slices = self.slice_by or []
+        output = Path(self.output)
+        check_new_file("output", output)
+        self.check_per_layer()
+        module = load_metric(self.metric)
+        table, inputs = read_exits(self, need_inputs=self.time, columns=slices)
+        metric, score = name_metric(self.metric, module, table)
+        if self.target_saving is None and self.max_score_drop is None:
+            self.max_score_drop = 0.01
+        if len(table) < 2 * LEAST_ROWS:
+            raise ValueError(f"DATA has {len(table)} labelled rows, and a report takes {2 * LEAST_ROWS}: give more.")
+        choice = pick_threshold(
+            table,
+            target_saving=self.target_saving,
+            max_score_drop=self.max_score_drop,
+            metric=metric,
+            score=score,
+            per_layer=self.per_layer,
+            temperatures=self.temperatures,
+            seed=self.seed,
+        )
+        chosen_on, read_on = table.with_temperatures(choice.temperatures).split(self.seed)
+        # Of folders the last two names, as in sst2/validation; whose they are is nobody's business.
+        model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (self.checkpoint, self.data))
+        report = make_report(
+            chosen_on,
+            reading=read_on,
+            choice=choice,
+            title=self.title or f"Early exit: {model} on {data}",
+            facts={"model": model, "data": data, "rows": f"{len(table):,}", "layers": str(table.num_layers)},
+            target_saving=self.target_saving,
+            max_score_drop=self.max_score_drop,
+            metric=metric,
+            score=score,
+            columns=read_columns(read_on, inputs, slices),
+            seed=self.seed,
+        )
+        if self.time and inputs is not None:
+            inputs.model.config.off_ramp_temperatures = plain(choice.temperatures)
+            report = replace(report, runtime=time_choice(inputs, choice, self.seed))
+        report.save(output)
+        if self.json:
+            sys.stdout.write(json.dumps(report.to_dict(), indent=2) + "\n")
+        else:
+            sys.stdout.write(f"{report.choice.reason}\n{output}\n")
+        return 0 if report.choice.met else 1
 
 
 def read_columns(table: "ExitTable", inputs: Inputs | None, names: list[str]) -> dict[str, list]:
