@@ -38,6 +38,7 @@ FINE, UNMET, ERROR, INTERRUPTED, PIPE_CLOSED = 0, 1, 2, 130, 141
 UsageError: Any = BadParameter.__mro__[1]  # Typer has no name of its own for it
 SEVERAL = ("--text-columns", "--slice-by", "--thresholds", "--fractions", "--batch-sizes")
 FORMER = {"--swap_labels": "--swap-labels"}
+HELP = {"help": "DeeBERT early exit for transformers.", "context_settings": {"help_option_names": ["-h", "--help"]}}
 
 
 def parse(words: Iterable[str]) -> Command | None:
@@ -47,7 +48,7 @@ def parse(words: Iterable[str]) -> Command | None:
     Raises:
         SystemExit: with code 2 for a usage error, which is shown.
     """
-    app = Typer(help="DeeBERT early exit for transformers.", add_completion=False, rich_markup_mode="rich")
+    app = Typer(add_completion=False, rich_markup_mode="rich", **HELP)  # type: ignore[arg-type]
     for name, command in COMMANDS.items():
         # A line of the docstring is none of the help page.
         app.command(name, help=re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(command) or ""))(command)
@@ -63,27 +64,22 @@ def parse(words: Iterable[str]) -> Command | None:
 
 def spread(words: Iterable[str]) -> Iterable[str]:
     """The words with each of several values behind its option, as Typer takes them: `--fractions 1 --fractions 2`."""
-    option, values = None, 0
+    option, values = "", 0
     for word in words:
         if word.startswith("-") and not re.match(r"-\.?\d", word):  # no negative number
-            word = FORMER.get(word, word)
-            option, values = word, 0
-        elif option in SEVERAL:
-            if values:
-                yield option
-            values += 1
-        yield word
+            option, values = word, -1
+        if option in SEVERAL and values > 0:
+            yield option
+        values += 1
+        yield FORMER.get(word, word)
 
 
 def usage_text(error: Any) -> str:
     """A usage error for stderr, with our words for a value that does not fit."""
-    context, parameter = (getattr(error, name, None) for name in ("ctx", "param"))
-    path = context.command_path if context else "deebert"
-    words = getattr(error, "message", "") if isinstance(error, BadParameter) else ""
-    if words and parameter is not None:
-        words = f"argument {'/'.join(parameter.opts)}: {words}"
-    usage = context.get_usage().strip() if context else "Usage: deebert COMMAND"
-    return f"{usage.replace('Usage:', 'usage:')}\n{path}: error: {words or error.format_message()}\n"
+    words, parameter = error.format_message(), getattr(error, "param", None)
+    if isinstance(error, BadParameter) and error.message:
+        words = f"argument {'/'.join(parameter.opts)}: {error.message}" if parameter else error.message
+    return f"{error.ctx.get_usage().strip().replace('Usage:', 'usage:')}\n{error.ctx.command_path}: error: {words}\n"
 
 
 def option_names(command: Command | None) -> dict[str, str]:
@@ -127,10 +123,8 @@ def main(arguments: list[str] | None = None, prepare: Callable[[], None] | None 
         return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRAS:
+    except (ImportError, OSError, ValueError) as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in EXTRAS:
             raise
         note(explain(error, option_names(command)))
-    except (ImportError, OSError, ValueError) as error:
-        note(explain(error, option_names(command)))
-    return ERROR
+        return ERROR

@@ -56,19 +56,14 @@ class Bench(ThresholdOptions, DataOptions):
 
 
 def thresholds_to_time(options: Bench, config: Any) -> tuple[list[Any], dict[str, Any]]:
-    """Thresholds besides the full depth, and score and patience that they go with."""
-    from ..models.exit_criteria_deebert import read_criterion
+    """Thresholds besides the full depth, and the criterion that they go with."""
     from ..models.exit_scores_deebert import largest_score
 
     asked = options.asked
+    own = config.exit_criterion or asked | {"threshold": config.early_exit_entropy}
     if options.thresholds:
         return options.thresholds, asked
-    if options.criterion is options.patience is options.fractions is None:
-        own = config.exit_criterion
-        if own is None and config.early_exit_entropy is not None:
-            own = asked | {"threshold": config.early_exit_entropy}
-        if own is not None:
-            own = read_criterion(own).to_dict()
-            return [own.pop("threshold")], own
+    if options.criterion is options.patience is options.fractions is None and own["threshold"] is not None:
+        return [own["threshold"]], own
     largest = largest_score(asked["score"], config.num_labels) or 0.0
     return [fraction * largest for fraction in options.fractions or FRACTIONS], asked

@@ -4,12 +4,13 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..messages import first_line, listed, note
 from .inputs import Inputs, read_inputs
-from .options import TableOptions
+from .options import DataOptions, TableOptions
 
 
 if TYPE_CHECKING:
@@ -20,32 +21,12 @@ SOURCE_FILE = "source.json"
 PAGES = ("config.json", "README.md", "numbers.json", "report.html", "trade_off.png")
 EXIT_DEFAULTS = ("early_exit_entropy", "exit_criterion", "exit_layer")
 # Options that the exits depend on.
-DEPENDS_ON = (
-    "checkpoint",
-    "data",
-    "split",
-    "text_columns",
-    "label_column",
-    "skip_invalid",
-    "max_rows",
-    "max_length",
-    "revision",
-    "seed",
-)
+DEPENDS_ON = [one.name for one in fields(DataOptions) if one.name not in ("batch_size", "device")]
 
 
-class Exits(NamedTuple):
-    """
-    Args:
-        table ([`ExitTable`]): Of the labelled rows.
-        inputs ([`Inputs`], *optional*): Model and rows; `None` where the table was kept and they are not needed.
-    """
-
-    table: "ExitTable"
-    inputs: Inputs | None
-
-
-def read_exits(options: TableOptions, need_inputs: bool = False, columns: Sequence[str] = ()) -> Exits:
+def read_exits(
+    options: TableOptions, need_inputs: bool = False, columns: Sequence[str] = ()
+) -> "tuple[ExitTable, Inputs | None]":
     """
     The exits of every labelled row, from one pass of the model or from the folder of `--table`.
 
@@ -53,6 +34,10 @@ def read_exits(options: TableOptions, need_inputs: bool = False, columns: Sequen
         options (`TableOptions`): Those of the command.
         need_inputs (`bool`, *optional*, defaults to `False`): Whether model and rows are needed in any case.
         columns (`Sequence[str]`, *optional*): Columns of DATA that are needed as well.
+
+    Returns:
+        `tuple`: the table of the labelled rows; model and rows, or `None` where the table was kept and they are not
+        needed.
 
     Raises:
         ValueError: for a folder that holds the exits of something else, is damaged, or cannot be written; for columns
@@ -65,27 +50,27 @@ def read_exits(options: TableOptions, need_inputs: bool = False, columns: Sequen
     for name in columns:
         if inputs is not None and name not in inputs.rows.column_names:
             raise ValueError(f"No column {name!r} for `--slice-by`: there are {listed(inputs.rows.column_names)}.")
-    if table is None and inputs is not None:
-        if folder is not None:  # a run that is stopped leaves a table without checksums, which is made again
-            write_source(folder, source)
-        table = collect(options, inputs, folder)
-        if folder is not None:
-            write_source(folder, source | {"sha256": checksums(folder)})
     if table is None:
-        raise AssertionError("neither kept nor collected")
+        table = collect(options.batch_size, inputs, folder, source)
     right = float((table.answers[:, -1] == table.labels).mean())
     if right < 1 / table.num_labels:
         note(f"at full depth {right:.1%} are right, fewer than by chance: do the labels of DATA fit the model?")
-    return Exits(table.with_score(**options.asked), inputs)  # what is kept serves every criterion
+    return table.with_score(**options.asked), inputs  # what is kept serves every criterion
 
 
-def collect(options: TableOptions, inputs: Inputs, folder: Path | None) -> "ExitTable":
+def collect(batch_size: int, inputs: Any, folder: Path | None, source: dict[str, Any]) -> "ExitTable":
+    """The table from one pass, kept in the folder; a pass that is stopped leaves one without checksums there."""
     from transformers import DataCollatorWithPadding
 
     from ..analysis.collect import collect_exits
 
+    if folder is not None:
+        write_source(folder, source)
     collate = DataCollatorWithPadding(inputs.tokenizer)
-    return collect_exits(inputs.model, inputs.encoded, collate, options.batch_size, folder, is_a_terminal())
+    table = collect_exits(inputs.model, inputs.encoded, collate, batch_size, folder, progress=sys.stderr.isatty())
+    if folder is not None:
+        write_source(folder, source | {"sha256": checksums(folder)})
+    return table
 
 
 def read_kept(folder: Path, source: dict[str, Any]) -> "ExitTable | None":
@@ -139,10 +124,6 @@ def checksums(folder: Path) -> dict[str, str]:
                 digest.update(block)
         sums[path.name] = digest.hexdigest()
     return sums
-
-
-def is_a_terminal() -> bool:
-    return sys.stderr.isatty()
 
 
 def describe_source(options: TableOptions) -> dict[str, Any]:

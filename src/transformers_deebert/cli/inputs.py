@@ -29,8 +29,7 @@ class Inputs(NamedTuple):
 
 def read_inputs(options: DataOptions, labelled: bool = True) -> Inputs:
     """
-    Reads and encodes what the options name. What it took for texts and label is
-    told on stderr.
+    Reads and encodes what the options name. What it took for texts and label is reported on stderr.
 
     Raises:
         ValueError: in one line, for anything that is not there or does not fit.

@@ -102,12 +102,13 @@ def describe(choice: "ThresholdChoice") -> str:
     low, high = choice.score_change_interval
     least, most = choice.layer_saving_interval
     largest = "ln(labels)" if choice.exit_score == "entropy" else f"the largest {choice.exit_score}"
-    share = [] if choice.fraction is None else [f"{'':16}{fraction_words(choice.fraction)} of {largest}"]
+    fractions = choice.fraction if isinstance(choice.fraction, tuple) else (choice.fraction,)
+    share = f"{'':16}{', '.join(f'{value:.1%}' for value in fractions if value is not None)} of {largest}"
     lines = [
         choice.reason,
         "",
         f"threshold       {threshold_words(choice.threshold)}",
-        *share,
+        share,
         f"in a call       {choice.call_arguments}",
         f"layers saved    {choice.layer_saving:.1%} (95 % interval {least:.1%} to {most:.1%})",
         f"{choice.metric:15} {choice.score:.2%}, at full depth {choice.full_score:.2%}",
@@ -122,8 +123,3 @@ def describe(choice: "ThresholdChoice") -> str:
     if choice.met and choice.harmful_flips is None:
         lines += ["", "On other rows it may lose more than on these; --confidence promises a bound."]
     return "\n".join(lines) + "\n"
-
-
-def fraction_words(fraction: float | tuple[float, ...]) -> str:
-    values = fraction if isinstance(fraction, tuple) else (fraction,)
-    return ", ".join(f"{value:.1%}" for value in values)

@@ -14,7 +14,6 @@ from .options import TableOptions, TargetOptions, flag, of_data, option
 
 
 if TYPE_CHECKING:
-    from ..analysis.exit_table import ExitTable
     from ..analysis.runtime import RuntimeBenchmark
     from ..analysis.threshold_choice import ThresholdChoice
 
@@ -76,7 +75,7 @@ class Report(TargetOptions, TableOptions):
             max_score_drop=self.max_score_drop,
             metric=metric,
             score=score,
-            columns=read_columns(read_on, inputs, slices),
+            columns={name: inputs.rows.select(read_on.ids)[name][:] for name in slices} if inputs else {},
             seed=self.seed,
         )
         if self.time and inputs is not None:
@@ -88,13 +87,6 @@ class Report(TargetOptions, TableOptions):
         else:
             sys.stdout.write(f"{report.choice.reason}\n{output}\n")
         return 0 if report.choice.met else 1
-
-
-def read_columns(table: "ExitTable", inputs: Inputs | None, names: list[str]) -> dict[str, list]:
-    """Values of columns of the data, for the rows of the table."""
-    if inputs is None:
-        return {}
-    return {name: inputs.rows.select(table.ids)[name][:] for name in names}
 
 
 def time_choice(inputs: Inputs, choice: "ThresholdChoice", seed: int) -> "RuntimeBenchmark":
