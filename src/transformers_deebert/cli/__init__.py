@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from typer import BadParameter, Typer
+from typer import Abort, BadParameter, Typer
 from typer.main import get_command
 
 from ..messages import EXTRAS, explain, note
@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None, prepare: Callable[[], None] | None 
         # Python flushes stdout once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Abort):  # Typer's while it reads the words
         return INTERRUPTED
     except (ImportError, OSError, ValueError) as error:
         if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] not in EXTRAS:

@@ -28,16 +28,8 @@ def read_exits(
     options: TableOptions, need_inputs: bool = False, columns: Sequence[str] = ()
 ) -> "tuple[ExitTable, Inputs | None]":
     """
-    The exits of every labelled row, from one pass of the model or from the folder of `--table`.
-
-    Args:
-        options (`TableOptions`): Those of the command.
-        need_inputs (`bool`, *optional*, defaults to `False`): Whether model and rows are needed in any case.
-        columns (`Sequence[str]`, *optional*): Columns of DATA that are needed as well.
-
-    Returns:
-        `tuple`: the table of the labelled rows; model and rows, or `None` where the table was kept and they are not
-        needed.
+    The exits of every labelled row, from one pass of the model or from the folder of `--table`; model and rows, or
+    `None` where the table was kept and they are not needed (`need_inputs`, or values of `columns` of DATA).
 
     Raises:
         ValueError: for a folder that holds the exits of something else, is damaged, or cannot be written; for columns

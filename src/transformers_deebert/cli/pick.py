@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ..messages import note
 from .exits import read_exits
-from .metrics import load_metric, name_metric
+from .inputs import load_metric, name_metric
 from .options import TableOptions, TargetOptions, above_zero, flag, of_exits, only_one, share
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from ..messages import note
 from .exits import read_exits
-from .inputs import Inputs
-from .metrics import load_metric, name_metric
+from .inputs import Inputs, load_metric, name_metric
 from .options import TableOptions, TargetOptions, flag, of_data, option
 
 

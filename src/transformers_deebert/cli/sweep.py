@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from .exits import read_exits
-from .metrics import load_metric, name_metric
+from .inputs import load_metric, name_metric
 from .options import TableOptions, ThresholdOptions, flag, only_one
 
 
