@@ -128,7 +128,15 @@ def test_a_missing_package_is_named_with_its_extra(probe, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nothing"], ["convert"], ["probe", "c", "d", "--max-rows", "0"], ["probe", "c", "d", "--batch-size", "x"]],
+    [
+        [],
+        ["nothing"],
+        ["convert"],
+        ["probe", "c", "d", "--max-rows"],
+        ["probe", "c", "d", "--nope"],
+        ["probe", "c", "d", "--max-rows", "0"],
+        ["probe", "c", "d", "--batch-size", "x"],
+    ],
 )
 def test_usage_errors(arguments, probe, capsys):
     probe()

@@ -79,7 +79,10 @@ def usage_text(error: Any) -> str:
     words, parameter = error.format_message(), getattr(error, "param", None)
     if isinstance(error, BadParameter) and error.message:
         words = f"argument {'/'.join(parameter.opts)}: {error.message}" if parameter else error.message
-    return f"{error.ctx.get_usage().strip().replace('Usage:', 'usage:')}\n{error.ctx.command_path}: error: {words}\n"
+    usage, path = "usage: deebert COMMAND …", "deebert"
+    if error.ctx is not None:  # as for an option without its value
+        usage, path = error.ctx.get_usage().strip().replace("Usage:", "usage:"), error.ctx.command_path
+    return f"{usage}\n{path}: error: {words}\n"
 
 
 def option_names(command: Command | None) -> dict[str, str]:
