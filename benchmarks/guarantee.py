@@ -5,7 +5,7 @@ Whether a guaranteed threshold keeps its promise: violations and saving over man
 
 The rows of the file are the whole population: a calibration set is drawn from them with replacement, a threshold is
 picked on it, and the true drop of accuracy is read on the population. `guaranteed` is
-`pick_threshold(max_score_drop=…, confidence=…)`; `empirical` the threshold that saves most while the drawn rows lose
+`pick_threshold(max_metric_drop=…, confidence=…)`; `empirical` the threshold that saves most while the drawn rows lose
 no more than the bound; `oracle` the same on the population itself. FOLDER holds a model trained in both stages on
 other rows. The file has one JSON object a line with `sentence1` and `sentence2`, or `text`, and `label`.
 """
@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Data
 
 from transformers_deebert import collect_exits
 from transformers_deebert.analysis import exit_curve
-from transformers_deebert.analysis.threshold_choice import guaranteed_threshold
+from transformers_deebert.analysis.guarantee import guaranteed_threshold
 from transformers_deebert.analysis.timing import describe_machine
 
 

@@ -23,9 +23,9 @@ CALLS = {
     "sweep": sweep_thresholds,
     "curve": exit_curve,
     "saving": lambda table: pick_threshold(table, target_saving=0.4),
-    "drop": lambda table: pick_threshold(table, max_score_drop=0.01),
-    "guarantee": lambda table: pick_threshold(table, max_score_drop=0.01, confidence=0.95),
-    "per layer": lambda table: pick_threshold(table, max_score_drop=0.01, per_layer=True),
+    "drop": lambda table: pick_threshold(table, max_metric_drop=0.01),
+    "guarantee": lambda table: pick_threshold(table, max_metric_drop=0.01, confidence=0.95),
+    "per layer": lambda table: pick_threshold(table, max_metric_drop=0.01, per_layer=True),
 }
 
 

@@ -23,7 +23,7 @@ WAYS = ("one threshold", "temperatures", "per layer", "temperatures, per layer",
 def choices(table, seed, target):
     """Saving and change of accuracy for each way, read on the other half."""
     chosen_on, read_on = table.split(seed)
-    fit = fit_temperatures(chosen_on, reading=read_on)
+    fit = fit_temperatures(chosen_on, evaluate_on=read_on)
     scaled = [half.with_temperatures(fit.temperatures) for half in (chosen_on, read_on)]
     ensemble = [half.ensemble() for half in (chosen_on, read_on)]
     halves = {
@@ -35,7 +35,7 @@ def choices(table, seed, target):
     }
     found = {}
     for way, ((choosing, reading), per_layer) in halves.items():
-        choice = pick_threshold(choosing, reading=reading, per_layer=per_layer, **target)
+        choice = pick_threshold(choosing, evaluate_on=reading, per_layer=per_layer, **target)
         found[way] = (choice.layer_saving, choice.score_change)
     errors = (np.mean(fit.error_before), np.mean(fit.error_after))
     return found, errors, fit.temperatures
@@ -48,7 +48,7 @@ def main():
     parser.add_argument("--target_saving", type=float)
     parser.add_argument("--splits", type=int, default=20)
     args = parser.parse_args()
-    target = {"max_score_drop": args.max_score_drop}
+    target = {"max_metric_drop": args.max_score_drop}
     if args.target_saving is not None:
         target = {"target_saving": args.target_saving}
     print(f"target: {target}; {args.splits} splits")

@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> dict:
             collect_exits(model, encoded[name], DataCollatorWithPadding(tokenizer), progress=False)
             for name in ("validation", "test")
         )
-        choice = pick_threshold(validation, max_score_drop=MAX_DROP, reading=test)
+        choice = pick_threshold(validation, max_metric_drop=MAX_DROP, evaluate_on=test)
         points = sweep_thresholds(test, sorted({*SHOWN, choice.threshold}))
 
     timed = encoded["test"] if arguments.full else encoded["test"].select(range(min(TIMED_ROWS, len(encoded["test"]))))
@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> dict:
     title = f"Early exit: {numbers['model_name']}"
     facts = {"model": "MiniLM-L6, 6 layers", "data": "movie-review sentences"}
     with phases("report", "The report"):
-        make_report(validation, reading=test, title=title, facts=facts).save(output / "report.html")
+        make_report(validation, evaluate_on=test, title=title, facts=facts).save(output / "report.html")
     print_report(numbers)
     print(
         f"\nThe saved checkpoint, which exits at S = {threshold_text(choice.threshold)} unless a call says otherwise:"

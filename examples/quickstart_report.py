@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 
-from quickstart_data import CLEAR_RATING, LABELS, MODEL_PACKAGE, NEAR_DUPLICATE, REVIEWS_PACKAGE
+from quickstart_data import CLEAR_RATING, MODEL_PACKAGE, NEAR_DUPLICATE, REVIEWS_PACKAGE
 
 from transformers_deebert import TwoStageTrainer
 from transformers_deebert.analysis import (
@@ -17,9 +17,9 @@ from transformers_deebert.analysis import (
     ThresholdChoice,
     describe_machine,
     format_table,
-    layer_scores,
 )
 from transformers_deebert.analysis.tables import THRESHOLD
+from transformers_deebert.hub.card_data import CardData
 
 
 PACKAGES = ("transformers-deebert", "transformers", "torch", "tokenizers", "accelerate", "datasets", "numpy")
@@ -64,23 +64,18 @@ def collect_numbers(
     figures: Sequence[RuntimeFigure],
     choice: ThresholdChoice,
 ) -> dict:
-    """The numbers as `create_model_card` takes them; `points` start with full depth, `figures` with the next one."""
-    config = trainer.model.config
-    rows = [trade_off_row(points[0], points[0], None)]
-    rows += [trade_off_row(point, points[0], figure) for point, figure in zip(points[1:], figures, strict=True)]
-    chosen = next(row for row in rows if row["threshold"] == choice.threshold)
+    """The numbers of the card; `points` start with full depth, `figures` with the next one."""
+    card = CardData.from_config(trainer.model.config.to_dict())
+    card |= CardData.from_table(table, points=points, figures=figures)
+    chosen = next(row for row in card.trade_off if row["threshold"] == choice.threshold)
     chosen["note"] = "chosen"
     low, high = (100 * change for change in choice.score_change_interval)
     sizes = {name: f"{len(rows):,} {name} sentences" for name, rows in splits.items()}
-    return {
+    return card.to_dict() | {
         "model_name": "deebert-movie-reviews",
         "model_class": type(trainer.model).__name__,
         "language": "en",
         "base_model": {"name": f"all-MiniLM-L6-v2, from the package {MODEL_PACKAGE.name} {MODEL_PACKAGE.version}"},
-        "layers": config.num_hidden_layers,
-        "off_ramp_pooling": config.off_ramp_pooling,
-        "off_ramp_head": config.off_ramp_head,
-        "labels": list(LABELS),
         "default_threshold": choice.threshold,
         "data": {
             "name": "VADER movie reviews",
@@ -94,18 +89,13 @@ def collect_numbers(
             "rows": [{"name": name, "rows": len(rows), "use": USES[name]} for name, rows in splits.items()],
         },
         "training": trainer.card_numbers["training"],
-        "metric": "accuracy",
-        "rows_scored": len(table),
-        "full_depth": rows[0]["score"],
-        "layer_scores": [scores["accuracy"] for scores in layer_scores(table)],
-        "trade_off": rows,
         "chosen": {
             **chosen,
             "score_change_interval": list(choice.score_change_interval),
             "how": (
-                f"{choice.reason} The threshold was chosen on the {sizes['validation']}. All figures are read on the "
-                f"{sizes['test']}, which had no part in training or in the choice: there it changes accuracy by "
-                f"{100 * choice.score_change:+.1f} points (95 % bootstrap interval {low:+.1f} to {high:+.1f})."
+                f"{choice.reason} The threshold was selected on the {sizes['validation']}. All figures are evaluated "
+                f"on the {sizes['test']}, which had no part in training or in the choice: there it changes accuracy "
+                f"by {100 * choice.score_change:+.1f} points (95 % bootstrap interval {low:+.1f} to {high:+.1f})."
             ),
         },
         "timing": {
@@ -126,22 +116,9 @@ def collect_numbers(
     }
 
 
-def trade_off_row(point: OperatingPoint, full: OperatingPoint, figure: RuntimeFigure | None) -> dict:
-    return {
-        "threshold": point.threshold,
-        "score": point.scores["accuracy"],
-        "score_change": point.scores["accuracy"] - full.scores["accuracy"],
-        "layer_saving": point.layer_saving,
-        "runtime_saving": figure.runtime_saving if figure else 0.0,
-        "speed_up": figure.speed_up if figure else 1.0,
-        "ideal_speed_up": 1 / point.layer_cost_ratio,
-        "note": "" if figure else "full depth",
-    }
-
-
 def print_report(numbers: Mapping) -> None:
     columns = {
-        "threshold": ("S", THRESHOLD),
+        "threshold": ("threshold", THRESHOLD),
         "score": ("accuracy", ".1%"),
         "score_points": ("points", "+.1f"),
         "layer_saving": ("layers saved", ".1%"),
@@ -172,6 +149,6 @@ def print_answers(answers: Sequence[Mapping], threshold: float | None = None) ->
         "sentence": ("sentence", ""),
     }
     if threshold is not None:
-        print(f"\nAn exit at the first off-ramp with an entropy below {threshold:g} nats:")
+        print(f"\nAn exit at the first off-ramp with an entropy below {format(threshold, THRESHOLD)} nats:")
     rows = [answer | {"verdict": "correct" if answer["correct"] else "incorrect"} for answer in answers]
     print(f"\n{format_table(rows, columns)}", flush=True)

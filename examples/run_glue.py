@@ -112,7 +112,7 @@ class Runs:
 def choose(table: analysis.ExitTable, task: GlueTask) -> dict[float, analysis.ThresholdChoice]:
     """The choice for each allowed loss of the task's first metric."""
     return {
-        drop: analysis.pick_threshold(table, max_score_drop=drop, metric=task.metrics[0], score=task.score)
+        drop: analysis.pick_threshold(table, max_metric_drop=drop, metric=task.metrics[0], compute_metric=task.score)
         for drop in MAX_DROPS
     }
 

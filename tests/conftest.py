@@ -237,14 +237,15 @@ def off_ramp_answers(model, **batch):
     encoder and the off-ramps' parameters, without the layer loop. In float64.
     """
     model = copy.deepcopy(model).double()
-    stock = make_stock(model).double()
+    stock, past = make_stock(model).double(), model.config.off_ramp_context == "past"
     rows = []
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         output = stock(input_ids=ids[mask == 1][None], output_hidden_states=True)
         states = output.hidden_states[1 :: (len(output.hidden_states) - 1) // model.config.num_hidden_layers]
+        states = [hidden[0] for hidden in states]
         logits = [
-            answer_of(model, off_ramp, hidden[0])
-            for off_ramp, hidden in zip(model.base_model.off_ramps, states, strict=False)
+            answer_of(model, off_ramp, *(states[: place + 1] if past else states[place : place + 1]))
+            for place, off_ramp in enumerate(model.base_model.off_ramps)
         ]
         rows.append(torch.stack([*logits, output.logits[0]]))
     logits = torch.stack(rows)
@@ -252,21 +253,27 @@ def off_ramp_answers(model, **batch):
     return logits, -(probabilities * probabilities.log()).sum(-1)
 
 
-def vector_of(model, off_ramp, hidden):
-    """What the classifier of one off-ramp reads of the raw states of one row, `(tokens, hidden)`, written out."""
-    encoder = ENCODERS[model.config.backbone_type]
-    if encoder.final_norm:
+def pooled_of(model, off_ramp, hidden):
+    """The pooled vector of the raw states of one row, `(tokens, hidden)`, written out."""
+    if ENCODERS[model.config.backbone_type].final_norm:
         norm = model.base_model.final_norm
         hidden = layer_norm(hidden, (hidden.shape[-1],), norm.weight, norm.bias, norm.eps)
     if model.config.off_ramp_pooling == "cls":
-        pooled = hidden[0]
-    elif model.config.off_ramp_pooling == "mean":
-        pooled = hidden.mean(0)
-    else:
-        weights = (hidden @ off_ramp.attention.query / hidden.shape[-1] ** 0.5).softmax(0)
-        pooled = weights @ hidden
-    if off_ramp.pooler is None:
+        return hidden[0]
+    if model.config.off_ramp_pooling == "mean":
+        return hidden.mean(0)
+    return (hidden @ off_ramp.attention.query / hidden.shape[-1] ** 0.5).softmax(0) @ hidden
+
+
+def vector_of(model, off_ramp, *states):
+    """What the classifier of one off-ramp reads of one row: raw states of the layers that the off-ramp reads."""
+    encoder = ENCODERS[model.config.backbone_type]
+    readers = model.base_model.off_ramps if len(states) > 1 else [off_ramp]  # each pools the states of its layer
+    pooled = torch.cat([pooled_of(model, one, hidden) for one, hidden in zip(readers, states, strict=False)])
+    if model.config.off_ramp_head == "linear":
         return pooled
+    if model.config.off_ramp_head == "mlp":
+        return gelu(linear(pooled, off_ramp.mlp.dense.weight, off_ramp.mlp.dense.bias))
     vector = encoder.activation(linear(pooled, off_ramp.pooler.dense.weight, off_ramp.pooler.dense.bias))
     if encoder.final_norm:
         norm = off_ramp.pooler.norm
@@ -274,9 +281,9 @@ def vector_of(model, off_ramp, hidden):
     return vector
 
 
-def answer_of(model, off_ramp, hidden):
-    """What one off-ramp says of the raw states of one row, `(tokens, hidden)`, written out."""
-    return linear(vector_of(model, off_ramp, hidden), off_ramp.classifier.weight, off_ramp.classifier.bias)
+def answer_of(model, off_ramp, *states):
+    """The logits of one off-ramp for the raw states of one row, `(tokens, hidden)` each, written out."""
+    return linear(vector_of(model, off_ramp, *states), off_ramp.classifier.weight, off_ramp.classifier.bias)
 
 
 def spread_thresholds(entropies, share=0.3):

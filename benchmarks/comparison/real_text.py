@@ -104,7 +104,7 @@ def load_subject(folder: str, file: str | None, quickstart: Path) -> Subject:
         bare=without_layers(stock).eval(),
         tokenizer=AutoTokenizer.from_pretrained(folder),
         choosing=choosing,
-        reading=reading,
+        evaluate_on=reading,
         max_length=max_length,
     )
 
@@ -125,7 +125,7 @@ def make_points(choosing: ExitTable, reading: ExitTable, savings: Sequence[float
     """Thresholds chosen on some rows, and what they give on others."""
     points = []
     for saving in savings:
-        choice = pick_threshold(choosing, target_saving=saving, reading=reading)
+        choice = pick_threshold(choosing, target_saving=saving, evaluate_on=reading)
         points.append(Point(f"target {saving:.0%}", choice.threshold, choice.layer_saving, choice.score))
     return points
 

@@ -55,19 +55,21 @@ from .registration import register
 
 if TYPE_CHECKING:
     from .analysis.calibration import fit_temperatures
+    from .analysis.choice import ThresholdChoice
     from .analysis.collect import collect_exits
     from .analysis.exit_table import ExitTable
     from .analysis.latency import measure_latency
     from .analysis.report import make_report
     from .analysis.runtime import benchmark_runtime
+    from .analysis.selection import pick_threshold
     from .analysis.stock import stock_model
     from .analysis.sweep import sweep_thresholds
-    from .analysis.threshold_choice import ThresholdChoice, pick_threshold
     from .hub.applied_threshold import apply_threshold
     from .hub.model_card import write_model_card
     from .inference.onnx.export import export_onnx
     from .inference.onnx.model import OnnxEarlyExitModel
     from .training.backbone_trainer import BackboneTrainer
+    from .training.joint_trainer import JointTrainer
     from .training.multi_exit_trainer import MultiExitTrainer
     from .training.off_ramp_trainer import OffRampTrainer
     from .training.training_arguments import DeeBertTrainingArguments
@@ -86,12 +88,14 @@ _LAZY = {
     "analysis.runtime": ("analysis", ["benchmark_runtime"]),
     "analysis.stock": ("analysis", ["stock_model"]),
     "analysis.sweep": ("analysis", ["sweep_thresholds"]),
-    "analysis.threshold_choice": ("analysis", ["ThresholdChoice", "pick_threshold"]),
+    "analysis.choice": ("analysis", ["ThresholdChoice"]),
+    "analysis.selection": ("analysis", ["pick_threshold"]),
     "hub.applied_threshold": ("analysis", ["apply_threshold"]),
     "hub.model_card": ("analysis", ["write_model_card"]),
     "inference.onnx.export": ("onnx", ["export_onnx"]),
     "inference.onnx.model": ("onnx", ["OnnxEarlyExitModel"]),
     "training.backbone_trainer": ("train", ["BackboneTrainer"]),
+    "training.joint_trainer": ("train", ["JointTrainer"]),
     "training.multi_exit_trainer": ("train", ["MultiExitTrainer"]),
     "training.off_ramp_trainer": ("train", ["OffRampTrainer"]),
     "training.training_arguments": ("train", ["DeeBertTrainingArguments"]),

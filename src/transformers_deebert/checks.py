@@ -1,12 +1,40 @@
 """Checks that several modules share, each with one wording."""
 
+import warnings
+from collections.abc import Callable
+from functools import wraps
 from numbers import Integral
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers import PreTrainedModel
 
 from .models.exit_criteria_deebert import is_single_label
 from .models.exit_loop_deebert import has_exits
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def renamed_arguments(**new_names: str) -> Callable[[Function], Function]:
+    """For one release a public function takes keyword arguments by their earlier names too: `earlier="new"`."""
+
+    def decorate(function: Function) -> Function:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for earlier in new_names.keys() & kwargs.keys():
+                new = new_names[earlier]
+                if new in kwargs:
+                    raise ValueError(f"`{earlier}` is the earlier name of `{new}`: give `{new}` alone.")
+                message = (
+                    f"`{earlier}` of {function.__name__} is now called `{new}`; the next release takes that alone."
+                )
+                warnings.warn(message, FutureWarning, stacklevel=2)
+                kwargs[new] = kwargs.pop(earlier)
+            return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    return decorate
 
 
 def check_count(name: str, number: Any, least: int = 1) -> int:

@@ -14,22 +14,23 @@ import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PrinterCallback, set_seed
 
+from .analysis.choice import ThresholdChoice
 from .analysis.collect import as_criterion, collect_exits
 from .analysis.exit_table import ExitTable
 from .analysis.layer_thresholds import check_independent
 from .analysis.report import check_report_packages, make_report
-from .analysis.sweep import layer_scores
+from .analysis.selection import check_targets, pick_threshold
 from .analysis.tables import write_json
-from .analysis.threshold_choice import ThresholdChoice, check_targets, pick_threshold
 from .checkpoints import check_device, check_tokenizer, load_backbone
 from .folders import check_new_folder, whole_folder
 from .hub.applied_threshold import apply_threshold
+from .hub.card_data import CardData
 from .hub.model_card import write_model_card
 from .labels import UNLABELLED
 from .messages import listed, note
 from .models.exit_loop_deebert import has_exits
 from .rows import encode_rows, find_columns, without_invalid
-from .training.card_numbers import run_numbers, trade_off_numbers
+from .training.card_numbers import run_numbers
 from .training.off_ramp_trainer import OffRampTrainer
 from .training.training_arguments import DeeBertTrainingArguments
 
@@ -169,7 +170,7 @@ def add_exits(
     choice = pick_threshold(
         table,
         target_saving=target_saving,
-        max_score_drop=max_metric_drop,
+        max_metric_drop=max_metric_drop,
         per_layer=per_layer,
         temperatures=temperatures,
         seed=seed,
@@ -178,19 +179,19 @@ def add_exits(
     scaled = table.with_temperatures(choice.temperatures)
     with whole_folder(folder) as whole:
         shutil.copytree(work / "model", whole, copy_function=link_or_copy, dirs_exist_ok=True)
-        numbers = json.loads((work / "run.json").read_text(encoding="utf-8"))
-        write_model_card(whole, numbers | table_numbers(scaled if choice.met else table))
+        numbers = CardData.read(work / "run.json")
+        write_model_card(whole, numbers | CardData.from_table(scaled if choice.met else table))
         if choice.met:
             apply_threshold(whole, choice)
-        chosen_on, read_on = scaled.split(seed)
+        select_on, evaluate_on = scaled.split(seed)
         report = make_report(
-            chosen_on,
-            reading=read_on,
+            select_on,
+            evaluate_on=evaluate_on,
             choice=choice,
             title=f"Early exit: {folder.name}",
             facts={"model": folder.name, "rows": f"{len(table):,} held out"},
             target_saving=target_saving,
-            max_score_drop=max_metric_drop,
+            max_metric_drop=max_metric_drop,
             seed=seed,
         )
         report.save(whole / "report.html")
@@ -297,20 +298,6 @@ def fingerprint_of(model: Any, rows: "Dataset", settings: Mapping[str, Any]) -> 
         column: Iterable[Any] = rows[name]
         digest.update(np.concatenate([np.atleast_1d(np.asarray(value)) for value in column]).tobytes())
     return digest.hexdigest()
-
-
-def table_numbers(table: ExitTable) -> dict[str, Any]:
-    """What the card shows besides the run and the choice."""
-    scores = [score["accuracy"] for score in layer_scores(table)]
-    trade_off = trade_off_numbers(table, None, "accuracy")
-    trade_off.pop("chosen", None)  # that is the default's, which is picked for its own target
-    return trade_off | {
-        "metric": "accuracy",
-        "rows_scored": len(table),
-        "full_depth": scores[-1],
-        "layer_scores": scores,
-        "off_ramp_temperatures": None if table.temperatures is None else list(table.temperatures),
-    }
 
 
 def link_or_copy(source: str, target: str) -> None:

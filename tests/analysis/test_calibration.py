@@ -82,11 +82,11 @@ def test_temperatures_of_a_scaled_table_are_absolute():
 
 def test_other_rows_to_read_on():
     table, reading = known_table(rows=800), known_table(rows=500, seed=1)
-    fit = fit_temperatures(table, reading=reading)
+    fit = fit_temperatures(table, evaluate_on=reading)
     assert (fit.fitted_rows, fit.read_rows) == (800, 500)
     assert fit.error_before[0] == expected_calibration_error(reading, 1)
     relabelled = replace(reading, labels=(reading.labels + 1) % 4)
-    assert fit_temperatures(table, reading=relabelled).temperatures == fit.temperatures
+    assert fit_temperatures(table, evaluate_on=relabelled).temperatures == fit.temperatures
 
 
 def test_broken_rows_have_no_part():
@@ -95,8 +95,8 @@ def test_broken_rows_have_no_part():
     logits[::5, 0, 1] = np.nan
     broken = replace(table, logits=logits)
     sound = table.select(np.arange(500) % 5 > 0)
-    expected = fit_temperatures(sound, reading=sound)
-    found = fit_temperatures(broken, reading=broken)
+    expected = fit_temperatures(sound, evaluate_on=sound)
+    found = fit_temperatures(broken, evaluate_on=broken)
     assert found.temperatures[0] == pytest.approx(expected.temperatures[0])
     assert found.loss_after[0] == pytest.approx(expected.loss_after[0])
 

@@ -70,7 +70,7 @@ def test_the_curve_is_the_sweep(score, patience):
 def test_a_choice_becomes_the_default(score, patience):
     model, rows, table = collected()
     table = table.with_score(score, patience)
-    choice = pick_threshold(table, target_saving=0.05, reading=table)
+    choice = pick_threshold(table, target_saving=0.05, evaluate_on=table)
     assert choice.met
     assert (choice.exit_score, choice.patience) == (score, patience)
     apply_threshold(model, choice)
@@ -82,11 +82,11 @@ def test_a_choice_becomes_the_default(score, patience):
 
 def test_a_guarantee_tests_fractions_of_the_largest_score():
     table = class_table(rows=2000, strength=(1.0, 3.0)).with_score("margin")
-    choice = pick_threshold(table, max_score_drop=0.05, confidence=0.9)
+    choice = pick_threshold(table, max_metric_drop=0.05, confidence=0.9)
     assert choice.met
     assert round(choice.threshold * 200, 6) == int(round(choice.threshold * 200, 6))
     with pytest.raises(ValueError, match="`confidence` needs a score whose largest value is known"):
-        pick_threshold(table.with_score(lambda c: c.logits[:, 0].exp()), max_score_drop=0.05, confidence=0.9)
+        pick_threshold(table.with_score(lambda c: c.logits[:, 0].exp()), max_metric_drop=0.05, confidence=0.9)
 
 
 def distance(candidate):
@@ -107,7 +107,7 @@ def test_a_score_of_ones_own_that_needs_more_than_logits(tmp_path):
     assert np.array_equal(half.scores, table.scores[np.searchsorted(table.ids, half.ids)])
     with pytest.raises(ValueError, match="`temperatures` cannot be changed"):
         table.with_temperatures([2.0] * (LAYERS - 1))
-    choice = pick_threshold(table, target_saving=0.1, reading=table)
+    choice = pick_threshold(table, target_saving=0.1, evaluate_on=table)
     assert choice.fraction is None
     with pytest.raises(ValueError, match="a function that no configuration can hold"):
         apply_threshold(model, choice)
@@ -130,4 +130,4 @@ def test_a_profile_of_more_exits_than_the_table_has():
 def test_tables_of_other_scores_are_not_alike():
     table = class_table(rows=50)
     with pytest.raises(ValueError, match="another score"):
-        pick_threshold(table, target_saving=0.1, reading=table.with_score("margin"))
+        pick_threshold(table, target_saving=0.1, evaluate_on=table.with_score("margin"))

@@ -108,8 +108,8 @@ def test_costs_in_any_unit():
 
 def test_one_off_ramp_only():
     table = class_table(rows=60, layers=2)
-    choice = pick_threshold(table, target_saving=0.2, per_layer=True, reading=table)
-    single = pick_threshold(table, target_saving=0.2, reading=table)
+    choice = pick_threshold(table, target_saving=0.2, per_layer=True, evaluate_on=table)
+    single = pick_threshold(table, target_saving=0.2, evaluate_on=table)
     assert choice.score >= single.score
     assert choice.layer_saving >= 0.2
     assert all(len(one) == 1 for one in search_layer_thresholds(table))
@@ -125,8 +125,8 @@ def over_confident(rows=4000, seed=0):
 
 def test_an_off_ramp_that_is_sure_and_wrong_is_switched_off():
     table = over_confident()
-    single = pick_threshold(table, max_score_drop=0.01)
-    each = pick_threshold(table, max_score_drop=0.01, per_layer=True)
+    single = pick_threshold(table, max_metric_drop=0.01)
+    each = pick_threshold(table, max_metric_drop=0.01, per_layer=True)
     assert single.layer_saving < 0.05
     assert each.met
     assert len(each.threshold) == len(each.fraction) == 4
@@ -139,17 +139,17 @@ def test_an_off_ramp_that_is_sure_and_wrong_is_switched_off():
 
 
 @pytest.mark.parametrize(
-    "target", [{"target_saving": 0.3}, {"target_saving": 0.6}, {"max_score_drop": 0.01}, {"target_latency_ms": 9.0}]
+    "target", [{"target_saving": 0.3}, {"target_saving": 0.6}, {"max_metric_drop": 0.01}, {"target_latency_ms": 9.0}]
 )
 @pytest.mark.parametrize("metric", ["accuracy", "f1"])
 def test_never_worse_where_it_was_chosen(target, metric):
     for seed in range(4):
         table = class_table(rows=150, layers=6, seed=seed)
-        options = {**target, "metric": metric, "latency": PROFILE, "reading": table}
+        options = {**target, "metric": metric, "latency": PROFILE, "evaluate_on": table}
         one, each = pick_threshold(table, **options), pick_threshold(table, per_layer=True, **options)
         assert one.met
         assert each.met
-        if "max_score_drop" in target:
+        if "max_metric_drop" in target:
             assert each.layer_saving >= one.layer_saving - 1e-12
             assert each.score >= each.full_score - 0.01 - 1e-9
         else:
@@ -180,7 +180,7 @@ def test_the_model_exits_as_the_choice_says():
     model, rows = make_model(off_ramp_pooling="mean"), make_rows()
     table = collect_exits(model, rows, collate, progress=False)
     table = replace(table, labels=table.answers[:, -1])
-    choice = pick_threshold(table, max_score_drop=0.2, per_layer=True, reading=table)
+    choice = pick_threshold(table, max_metric_drop=0.2, per_layer=True, evaluate_on=table)
     assert len(choice.threshold) == 3
     assert np.abs(table.entropies[:, :-1] - choice.threshold).min() > 1e-5  # no decision hangs on rounding
     exits, answers = table.exits_at(choice.threshold)

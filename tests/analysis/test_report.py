@@ -107,7 +107,7 @@ def report(table):
         table,
         title="A title",
         facts={"model": "tiny", "data": "made up"},
-        max_score_drop=0.02,
+        max_metric_drop=0.02,
         columns={"source": [f"s{row % 3}" for row in range(500)]},
         latency=PROFILE,
     )
@@ -115,7 +115,7 @@ def report(table):
 
 def test_numbers_are_those_of_the_other_half(table, report):
     choosing, reading = table.split(0)
-    choice = pick_threshold(table, max_score_drop=0.02, latency=PROFILE)
+    choice = pick_threshold(table, max_metric_drop=0.02, latency=PROFILE)
     assert report.choice.threshold == choice.threshold
     assert report.choice.score_change_interval == choice.score_change_interval
     assert (report.rows, report.read_rows) == (500, 250)
@@ -146,10 +146,10 @@ def test_numbers_are_those_of_the_other_half(table, report):
 def test_the_choices_and_the_other_ways(table, report):
     choosing, reading = table.split(0)
     for drop, name in ((0.0, "nothing lost"), (0.005, "at most 0.5 points lost"), (0.01, "at most 1 point lost")):
-        expected = pick_threshold(choosing, max_score_drop=drop, reading=reading, latency=PROFILE)
+        expected = pick_threshold(choosing, max_metric_drop=drop, evaluate_on=reading, latency=PROFILE)
         assert report.choices[name] == expected
     guaranteed = report.choices["at most 2 points lost, guaranteed with 95 % confidence"]
-    assert guaranteed == pick_threshold(table, max_score_drop=0.02, confidence=0.95, latency=PROFILE)
+    assert guaranteed == pick_threshold(table, max_metric_drop=0.02, confidence=0.95, latency=PROFILE)
     one, scaled, each, ensemble = report.alternatives.values()
     assert one == report.choice
     assert scaled.temperatures == report.temperatures.temperatures
@@ -189,9 +189,9 @@ def test_each_half_has_its_own_part(table):
     def relabelled(half):
         labels = table.labels.copy()
         labels[half.ids] = 1 - labels[half.ids]
-        return make_report(replace(table, labels=labels), max_score_drop=0.02)
+        return make_report(replace(table, labels=labels), max_metric_drop=0.02)
 
-    report, other = make_report(table, max_score_drop=0.02), relabelled(reading)
+    report, other = make_report(table, max_metric_drop=0.02), relabelled(reading)
     assert other.choice.threshold == report.choice.threshold
     assert other.choice.score != report.choice.score
     assert other.temperatures.temperatures == report.temperatures.temperatures
@@ -302,7 +302,7 @@ def test_many_classes_f1_and_broken_logits(tmp_path):
     table = replace(table, logits=logits)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
-        report = make_report(table, metric="f1", max_score_drop=0.05)
+        report = make_report(table, metric="f1", max_metric_drop=0.05)
         page = read(report, tmp_path)
     check_page(page, pictures=4 + 2)
     assert report.classes == 64
@@ -323,7 +323,7 @@ def test_a_table_with_temperatures():
     scaled = table.with_temperatures([3.0, 0.5])
     report = make_report(scaled)
     assert report.choice.temperatures == (3.0, 0.5)
-    assert report.choice.threshold == pick_threshold(scaled, max_score_drop=0.01).threshold
+    assert report.choice.threshold == pick_threshold(scaled, max_metric_drop=0.01).threshold
     plain = make_report(table)
     assert report.temperatures.temperatures == pytest.approx(plain.temperatures.temperatures, rel=1e-3)
 
@@ -374,7 +374,7 @@ def test_measured_times(tmp_path, table):
     ("settings", "message"),
     [
         ({"columns": {"source": ["a"] * 29}}, "`columns` has 29 values of 'source' for 30 rows"),
-        ({"target_saving": 0.3, "max_score_drop": 0.01}, "exactly one"),
+        ({"target_saving": 0.3, "max_metric_drop": 0.01}, "exactly one"),
         ({"target_saving": 3}, "`target_saving`"),
         ({"metric": "f2"}, "`metric` must be one of"),
         (

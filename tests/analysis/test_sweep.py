@@ -10,7 +10,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from transformers_deebert import pick_threshold
 from transformers_deebert.analysis import ExitTable, entropies, exit_layers, layer_scores, sweep_thresholds
-from transformers_deebert.analysis.scores import make_score, make_scores, row_worth
+from transformers_deebert.analysis.metrics import make_metric, make_metrics, row_worth
 
 
 def accuracy(answers, labels):
@@ -146,8 +146,8 @@ def test_rows_are_independent(logits, threshold, seed):
 
 def test_a_row_is_worth_its_share_of_the_accuracy_and_more_of_f1():
     labels = np.array([1, 0, 0, 0, 0, 0, 0, 0])
-    assert row_worth(labels, labels, make_score("accuracy", None, 2), 2) == pytest.approx(1 / 8)
-    assert row_worth(labels, labels, make_score("f1", None, 2), 2) == 1.0  # the only positive row lost
+    assert row_worth(labels, labels, make_metric("accuracy", None, 2), 2) == pytest.approx(1 / 8)
+    assert row_worth(labels, labels, make_metric("f1", None, 2), 2) == 1.0  # the only positive row lost
 
 
 @given(st.integers(2, 5), st.integers(1, 30), st.integers(0, 1000))
@@ -159,7 +159,7 @@ def test_scores_without_a_score_are_those_of_scikit_learn(classes, rows, seed):
         "accuracy": accuracy_score(labels, predictions),
         "f1": f1_score(labels, predictions, zero_division=0, **options),
     }
-    assert make_scores(None, classes)(predictions, labels) == pytest.approx(expected)
+    assert make_metrics(None, classes)(predictions, labels) == pytest.approx(expected)
 
 
 class Matthews:
@@ -175,7 +175,7 @@ def test_scores_of_ones_own(hand_made):
     assert full.scores == {"matthews_correlation": 1.0}
     (half,) = sweep_thresholds(table, [0], lambda predictions, labels: 0.5)
     assert half.scores == {"score": 0.5}
-    with pytest.raises(ValueError, match="`score` must return numbers"):
+    with pytest.raises(ValueError, match="`compute_metric` must return numbers"):
         sweep_thresholds(table, [0], lambda predictions, labels: {"report": "good"})
 
 
@@ -217,7 +217,7 @@ def test_thresholds_by_default_are_quantiles_and_both_ends():
         ),
         (
             lambda logits, labels: pick_threshold(
-                ExitTable.from_logits(logits, labels), max_score_drop=0, metric="f2"
+                ExitTable.from_logits(logits, labels), max_metric_drop=0, metric="f2"
             ),
             r"`metric` must be one of .*\['accuracy', 'f1'\].*got 'f2'",
         ),

@@ -16,7 +16,7 @@ from transformers_deebert import (
     pick_threshold,
     write_model_card,
 )
-from transformers_deebert.training.card_numbers import trade_off_numbers
+from transformers_deebert.hub.card_data import CardData
 
 
 @pytest.fixture
@@ -128,9 +128,7 @@ def test_a_trade_off_of_other_temperatures_is_not_told_any_more(tmp_path, table)
 def test_a_trade_off_of_another_score_goes(tmp_path, table):
     make_model().save_pretrained(tmp_path)
     margins = table.with_score("margin")
-    write_model_card(
-        tmp_path, {"layer_scores": [0.5] * 4, "full_depth": 0.5} | trade_off_numbers(margins, None, "accuracy")
-    )
+    write_model_card(tmp_path, CardData.from_table(margins))
     apply_threshold(tmp_path, pick_threshold(margins, target_saving=0.3))
     assert json.loads((tmp_path / "numbers.json").read_text())["trade_off"]
     apply_threshold(tmp_path, pick_threshold(table, target_saving=0.3))

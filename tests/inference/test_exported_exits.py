@@ -130,6 +130,30 @@ def test_the_single_file_compares_the_score_of_the_configuration(folder, switche
         np.testing.assert_allclose(logits[0], expected.logits[row], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("head", ["mlp", pytest.param("linear", marks=pytest.mark.slow)])
+def test_off_ramps_that_read_earlier_layers(tmp_path, head):
+    """In one file, whichever of them are switched on; segments are refused before anything is written."""
+    settings = SETTINGS | {"off_ramp_layers": [0, 1, 2], "off_ramp_temperatures": [0.5, 1.5, 2.0]}
+    model, batch = make_model(**settings, off_ramp_head=head, off_ramp_context="past"), make_batch()
+    with pytest.raises(ValueError, match=r"`segments` is True.*'past'.*`segments=False`"):
+        export_onnx(model, tmp_path / "past")
+    export_onnx(model, tmp_path / "past", segments=False)
+    session = onnxruntime.InferenceSession(tmp_path / "past" / "model.onnx")
+    every = torch.stack(model(**batch, output_off_ramp_logits=True).off_ramp_logits, 1)
+    entropies = SCORES["entropy"].function(ExitCandidate(every.flatten(0, 1))).view(len(every), -1)
+    limits = spread_thresholds(entropies)
+    for thresholds in (limits, [0.0, *limits[1:]], [0.0, 0.0, limits[2]], [0.0] * 3):
+        expected = model(**batch, early_exit_entropy=thresholds)
+        for row, exit_layer in enumerate(expected.exit_layers.tolist()):
+            feeds = {name: tensor[row : row + 1].numpy() for name, tensor in batch.items()}
+            feeds |= {"token_type_ids": np.zeros_like(feeds["input_ids"])}
+            feeds |= {"early_exit_entropy": np.array(thresholds, np.float32)}
+            logits, layer = session.run(["logits", "exit_layer"], feeds)
+            assert layer.tolist() == [exit_layer]
+            np.testing.assert_allclose(logits[0], expected.logits[row], atol=1e-4, rtol=1e-4)
+        assert len(expected.exit_layers.unique()) == 1 + sum(limit > 0 for limit in thresholds)
+
+
 def test_notes(folder):
     notes = json.loads((folder / "onnx.json").read_text())
     assert notes["exit_layers"] == [0, 2, 3]

@@ -163,7 +163,9 @@ def test_another_number_of_labels_needs_consent(saved):
     "settings",
     [
         {"off_ramp_pooling": "max"},
-        {"off_ramp_head": "mlp"},
+        {"off_ramp_head": "mlps"},
+        {"off_ramp_context": "future"},
+        {"off_ramp_context": "past", "off_ramp_head": "pooler"},
         {"early_exit_entropy": -1.0},
         {"early_exit_entropy": [0.1]},
         {"early_exit_entropy": float("nan")},

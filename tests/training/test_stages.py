@@ -62,13 +62,15 @@ def test_stage_1_leaves_the_off_ramps(tmp_path):
     assert output.metrics["off_ramp_parameter_share"] == pytest.approx(share)
 
 
-@pytest.mark.parametrize("head", ["pooler", "linear"])
+@pytest.mark.parametrize(
+    "kind", [("pooler", "own"), ("linear", "own"), ("mlp", "own"), ("linear", "past"), ("mlp", "past")]
+)
 @pytest.mark.parametrize(
     ("mode", "pooling"),
     [("cached", "cls"), ("cached", "mean"), *(("through_backbone", p) for p in ("cls", "attention"))],
 )
-def test_stage_2_leaves_all_the_rest(tmp_path, mode, pooling, head):
-    model = make_tiny(off_ramp_pooling=pooling, off_ramp_head=head)
+def test_stage_2_leaves_all_the_rest(tmp_path, mode, pooling, kind):
+    model = make_tiny(off_ramp_pooling=pooling, off_ramp_head=kind[0], off_ramp_context=kind[1])
     before = snapshot(model)
     OffRampTrainer(model, make_args(tmp_path, off_ramp_mode=mode), **DATA).train()
     assert changed(model, before) == {name for name in before if "off_ramps" in name}

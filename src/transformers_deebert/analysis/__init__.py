@@ -2,6 +2,7 @@
 
 from ..models.exit_scores_deebert import entropy
 from .calibration import ReliabilityBin, TemperatureFit, expected_calibration_error, fit_temperatures, reliability_bins
+from .choice import ThresholdChoice
 from .collect import collect_exits
 from .decisions import entropies, exit_layers
 from .exit_curve import ExitCurve, exit_curve, thresholds_by_saving
@@ -12,11 +13,11 @@ from .layer_thresholds import search_layer_thresholds
 from .plots import plot_exit_depths, plot_layer_scores, plot_reliability, plot_slices, plot_trade_off
 from .report import Report, make_report
 from .runtime import RUNTIME_COLUMNS, RuntimeBenchmark, benchmark_runtime
+from .selection import pick_threshold
 from .slices import Slice, slice_report
 from .stock import stock_model
 from .sweep import OperatingPoint, layer_scores, sweep_thresholds
 from .tables import format_table, write_csv, write_json
-from .threshold_choice import ThresholdChoice, pick_threshold
 from .timing import RuntimeFigure, describe_machine, time_models, time_thresholds
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import check_count
+from ..checks import check_count, renamed_arguments
 from .exit_table import ExitTable
 
 
@@ -103,7 +103,8 @@ def expected_calibration_error(table: ExitTable, layer: int, bins: int = BINS) -
     return sum(one.rows * abs(one.confidence - one.accuracy) for one in found) / rows if rows else 0.0
 
 
-def fit_temperatures(table: ExitTable, reading: ExitTable | None = None, seed: int = 0) -> TemperatureFit:
+@renamed_arguments(reading="evaluate_on")
+def fit_temperatures(table: ExitTable, evaluate_on: ExitTable | None = None, seed: int = 0) -> TemperatureFit:
     """
     Temperature scaling of the off-ramps (Guo et al., 2017, section 4.2): for each the temperature between 0.05 and 20
     of least cross-entropy. It changes no answer of an off-ramp, but its entropy: one threshold then means more nearly
@@ -111,7 +112,7 @@ def fit_temperatures(table: ExitTable, reading: ExitTable | None = None, seed: i
 
     Args:
         table ([`ExitTable`]): Rows that the model was not trained on; one random half is fitted on.
-        reading ([`ExitTable`], *optional*): Other rows to read on; all of `table` is then fitted on.
+        evaluate_on ([`ExitTable`], *optional*): Other rows to evaluate on; all of `table` is then fitted on.
         seed (`int`, *optional*, defaults to 0): Of the split; the same as that of [`pick_threshold`].
 
     Returns:
@@ -123,17 +124,17 @@ def fit_temperatures(table: ExitTable, reading: ExitTable | None = None, seed: i
     """
     if len(table) < 4:
         raise ValueError(f"`table` has {len(table)} rows, which is too few to fit on: collect more.")
-    if reading is not None:
-        table.check_alike(reading)
-    fitting, reading = table.split(seed) if reading is None else (table, reading)
+    if evaluate_on is not None:
+        table.check_alike(evaluate_on)
+    fitting, evaluate_on = table.split(seed) if evaluate_on is None else (table, evaluate_on)
     ramps = table.exit_layers[:-1]
     old = np.ones(len(ramps)) if table.temperatures is None else np.asarray(table.temperatures)
     temperatures = tuple(
         float(before * best_temperature(*finite_rows(fitting, layer)))
         for before, layer in zip(old, ramps, strict=True)
     )
-    reading = reading.with_score("entropy")  # no matter here, and stored scores would not follow the logits
-    after = reading.with_temperatures(temperatures)
+    evaluate_on = evaluate_on.with_score("entropy")  # no matter here, and stored scores would not follow the logits
+    after = evaluate_on.with_temperatures(temperatures)
 
     def losses(one: ExitTable) -> tuple[float, ...]:
         of_rows = [cross_entropies(*finite_rows(one, layer)) for layer in ramps]
@@ -141,12 +142,12 @@ def fit_temperatures(table: ExitTable, reading: ExitTable | None = None, seed: i
 
     return TemperatureFit(
         temperatures=temperatures,
-        error_before=tuple(expected_calibration_error(reading, layer) for layer in ramps),
+        error_before=tuple(expected_calibration_error(evaluate_on, layer) for layer in ramps),
         error_after=tuple(expected_calibration_error(after, layer) for layer in ramps),
-        loss_before=losses(reading),
+        loss_before=losses(evaluate_on),
         loss_after=losses(after),
         fitted_rows=len(fitting),
-        read_rows=len(reading),
+        read_rows=len(evaluate_on),
     )
 
 

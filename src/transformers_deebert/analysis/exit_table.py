@@ -319,16 +319,16 @@ class ExitTable:
         )
         os.replace(new, folder / ARROW_FILE)
 
-    def check_alike(self, reading: "ExitTable") -> None:
+    def check_alike(self, other: "ExitTable") -> None:
         """Raises `ValueError` unless another table can be of the same model, with the same temperatures."""
         mine, others = (
             (one.exit_layers, one.num_labels, one.temperatures, one.is_ensemble, one.score_name, one.patience)
-            for one in (self, reading)
+            for one in (self, other)
         )
         if mine != others:
             raise ValueError(
-                "`reading` is of another model, of other temperatures or of another score than `table`: collect both "
-                "alike."
+                "`evaluate_on` is of another model, of other temperatures or of another score than `table`: collect "
+                "both alike."
             )
 
     @classmethod

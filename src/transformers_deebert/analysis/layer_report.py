@@ -5,14 +5,15 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import renamed_arguments
 from .calibration import expected_calibration_error
 from .decisions import Threshold, check_threshold
 from .exit_curve import ExitCurve, exit_curve
 from .exit_table import ExitTable
-from .scores import EXACT, Score, make_score
+from .metrics import EXACT, ComputeMetric, make_metric
 
 
-TOLERANCE = 0.002  # of score: a fifth of a point
+TOLERANCE = 0.002  # of the metric: a fifth of a point
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,17 @@ class LayerReport:
 
     Args:
         layer (`int`): That the exit stands behind; L is the model's own head.
-        score (`float`): When it answers every row.
+        score (`float`): The metric where it answers every row.
         agreement (`float`): Share of all rows that it answers as the full depth does.
         calibration_error (`float`): Its expected calibration error.
-        consulted (`float`): Share of the rows that it is asked about.
-        taken (`float`): Share of the rows that leave there.
-        right_when_taken (`float`, *optional*): Share of those that it answers right; `None` where none leave.
+        consulted (`float`): Share of the rows that it is evaluated for.
+        taken (`float`): Share of the rows that exit there.
+        right_when_taken (`float`, *optional*): Share of correct answers among those; `None` where none exit.
         curve_change (`float`, *optional*):
-            By how much the best score at any saving falls, at most, when this off-ramp is left out; `None` for the
+            By how much the best metric at any saving falls, at most, when this off-ramp is left out; `None` for the
             model's own head.
         curve_change_here (`float`, *optional*): The same at savings up to that at the threshold.
-        redundant (`bool`): Whether it would not be missed: less than the tolerance at every saving up to the present.
+        redundant (`bool`): Whether that is less than the tolerance, and the saving still in reach.
     """
 
     layer: int
@@ -51,11 +52,12 @@ class LayerReport:
         return asdict(self)
 
 
+@renamed_arguments(score="compute_metric")
 def layer_report(
     table: ExitTable,
     threshold: Threshold,
     metric: str = "accuracy",
-    score: Score | None = None,
+    compute_metric: ComputeMetric | None = None,
     tolerance: float = TOLERANCE,
 ) -> list[LayerReport]:
     """
@@ -64,22 +66,22 @@ def layer_report(
     Args:
         table ([`ExitTable`]): Rows that the model was not trained on.
         threshold (`float` or sequence with one for each off-ramp): Of the table's score.
-        metric, score: As for [`pick_threshold`]. What leaving an off-ramp out changes is told of accuracy or F1 only
-            (of accuracy for any other metric).
+        metric, compute_metric: As for [`pick_threshold`]. The fields of the curve are about accuracy or F1
+            (about accuracy for any other metric).
         tolerance (`float`, *optional*, defaults to 0.002):
-            An off-ramp is redundant when the best score at any saving up to that at `threshold` falls by less.
+            An off-ramp is redundant when the best metric at any saving up to that at `threshold` falls by less.
 
     Returns:
-        `list[LayerReport]`: one an exit, the model's own head last. Redundancy is told of each off-ramp alone: two
+        `list[LayerReport]`: one an exit, the model's own head last. Redundancy is that of each off-ramp alone: two
         neighbours may both be redundant, and yet not both at once.
     """
-    one = make_score(metric, score, table.num_labels)
+    one = make_metric(metric, compute_metric, table.num_labels)
     exits, answers = table.exits_at(threshold)
     off_ramps = len(table.exit_layers) - 1
     consults = np.append(np.broadcast_to(check_threshold(threshold, off_ramps), off_ramps) > 0, True)
     full, curve = table.answers[:, -1], exit_curve(table)
     saving = 1 - exits.mean() / table.num_layers
-    of_curve = metric if score is None and metric in EXACT else "accuracy"
+    of_curve = metric if compute_metric is None and metric in EXACT else "accuracy"
     report = []
     for place, layer in enumerate(table.exit_layers):
         own, taken, last = table.answers[:, place], exits == layer, place == off_ramps
@@ -107,8 +109,8 @@ def removal(
     table: ExitTable, curve: ExitCurve, layer: int, metric: str, saving: float, tolerance: float
 ) -> tuple[float, float, bool]:
     """
-    The largest fall of the best score without an off-ramp, at any saving and at those up to the present, and whether
-    it would be missed.
+    The largest fall of the best metric without an off-ramp, at any saving and at those up to the present, and whether
+    it is needed.
     """
     without = exit_curve(table.without_off_ramp(layer))
     reached = without.layer_saving.max()
@@ -120,6 +122,6 @@ def removal(
 
 
 def best_scores(curve: ExitCurve, metric: str, savings: np.ndarray) -> np.ndarray:
-    """The best score of all thresholds that save at least so much, for each of some savings in reach."""
+    """The best metric of all thresholds that save at least so much, for each of some savings in reach."""
     best_from_here = np.maximum.accumulate(getattr(curve, metric)[::-1])[::-1]
     return best_from_here[np.searchsorted(curve.layer_saving, savings - 1e-12)]

@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import renamed_arguments
 from .calibration import TemperatureFit, fit_temperatures, reliability_bins
+from .choice import ThresholdChoice
 from .exit_curve import thresholds_by_saving
 from .exit_table import ExitTable
 from .layer_report import LayerReport, layer_report
+from .metrics import ComputeMetric, interval, make_metric, points
 from .report_page import Report
-from .scores import Score, interval, make_score, points
+from .selection import pick_threshold
 from .slices import slice_report
 from .sweep import OperatingPoint, sweep_thresholds, threshold_grid
-from .threshold_choice import ThresholdChoice, pick_threshold
 
 
 if TYPE_CHECKING:
@@ -35,19 +37,20 @@ def check_report_packages() -> None:
         )
 
 
+@renamed_arguments(max_score_drop="max_metric_drop", score="compute_metric", reading="evaluate_on")
 def make_report(
     table: ExitTable,
     *,
     title: str = "Early exit",
     facts: Mapping[str, str] | None = None,
     target_saving: float | None = None,
-    max_score_drop: float | None = None,
+    max_metric_drop: float | None = None,
     metric: str = "accuracy",
-    score: Score | None = None,
+    compute_metric: ComputeMetric | None = None,
     columns: Mapping[str, Sequence[Any]] | None = None,
     latency: "LatencyProfile | None" = None,
     runtime: "RuntimeBenchmark | None" = None,
-    reading: ExitTable | None = None,
+    evaluate_on: ExitTable | None = None,
     choice: ThresholdChoice | None = None,
     seed: int = 0,
 ) -> Report:
@@ -59,14 +62,14 @@ def make_report(
         table ([`ExitTable`]): Rows that the model was not trained on, at least 20.
         title (`str`, *optional*, defaults to `"Early exit"`): Headline.
         facts (`Mapping[str, str]`, *optional*): What the model and the data are, for the head of the page.
-        target_saving, max_score_drop (`float`, *optional*):
+        target_saving, max_metric_drop (`float`, *optional*):
             The target, as for [`pick_threshold`]; a loss of at most one point by default.
-        metric, score: As for [`pick_threshold`].
+        metric, compute_metric: As for [`pick_threshold`].
         columns (`Mapping[str, Sequence]`, *optional*):
-            To slice by: one value for each row of the table (of `reading`, where it is given).
+            To slice by: one value for each row of the table (of `evaluate_on`, where it is given).
         latency ([`LatencyProfile`], *optional*): For expected times.
         runtime ([`RuntimeBenchmark`], *optional*): Measured times to show.
-        reading ([`ExitTable`], *optional*): Other rows to read on; all of `table` is then chosen on.
+        evaluate_on ([`ExitTable`], *optional*): Other rows to read on; all of `table` is then chosen on.
         choice ([`ThresholdChoice`], *optional*):
             What the page is about, where it has been picked already: on the rows that this would be chosen on, for the
             same target. By default one threshold for all off-ramps.
@@ -80,25 +83,25 @@ def make_report(
     """
     if len(table) < LEAST_ROWS:
         raise ValueError(f"`table` has {len(table)} rows, and a report needs at least {LEAST_ROWS}: collect more.")
-    if reading is None:
-        chosen_on, read_on = table.split(seed)
+    if evaluate_on is None:
+        select_on, evaluated_on = table.split(seed)
         # Rows of `table`, in the order of the half that is read on.
         place = replace(table, ids=np.arange(len(table))).split(seed)[1].ids
     else:
-        chosen_on, read_on, place = table, reading, np.arange(len(reading))
-    number = len(table) if reading is None else len(reading)
+        select_on, evaluated_on, place = table, evaluate_on, np.arange(len(evaluate_on))
+    number = len(table) if evaluate_on is None else len(evaluate_on)
     for name, values in (columns or {}).items():
         if len(values) != number:
             raise ValueError(f"`columns` has {len(values)} values of {name!r} for {number} rows: give one each.")
-    if target_saving is None and max_score_drop is None:
-        max_score_drop = 0.01
-    settings: dict[str, Any] = {"metric": metric, "score": score, "latency": latency, "seed": seed}
-    target: dict[str, Any] = {"target_saving": target_saving, "max_score_drop": max_score_drop}
-    one_for_all = pick_threshold(chosen_on, reading=read_on, **target, **settings)
+    if target_saving is None and max_metric_drop is None:
+        max_metric_drop = 0.01
+    settings: dict[str, Any] = {"metric": metric, "compute_metric": compute_metric, "latency": latency, "seed": seed}
+    target: dict[str, Any] = {"target_saving": target_saving, "max_metric_drop": max_metric_drop}
+    one_for_all = pick_threshold(select_on, evaluate_on=evaluated_on, **target, **settings)
     choice = choice or one_for_all
-    layers = layer_report(read_on, choice.threshold, metric, score)
-    fit = fit_temperatures(chosen_on, reading=read_on)
-    parts: dict[str, Any] = {"class": "label"} | ({"length": "length"} if read_on.lengths.any() else {})
+    layers = layer_report(evaluated_on, choice.threshold, metric, compute_metric)
+    fit = fit_temperatures(select_on, evaluate_on=evaluated_on)
+    parts: dict[str, Any] = {"class": "label"} | ({"length": "length"} if evaluated_on.lengths.any() else {})
     for name, values in (columns or {}).items():
         values = list(values)  # by place, whatever the column's own index is
         parts[name if name not in parts else f"column {name}"] = [values[index] for index in place]
@@ -107,27 +110,27 @@ def make_report(
         facts=dict(facts or {}),
         metric=metric,
         classes=table.num_labels,
-        rows=len(table) if reading is None else len(table) + len(reading),
-        read_rows=len(read_on),
+        rows=len(table) if evaluate_on is None else len(table) + len(evaluate_on),
+        read_rows=len(evaluated_on),
         guaranteed_on=len(table),
-        guarantee_held_out=reading is not None,
+        guarantee_held_out=evaluate_on is not None,
         choice=choice,
-        choices=other_choices(chosen_on, read_on, table, reading, settings),
-        curve=sweep_thresholds(read_on, None, score, latency),
-        points=shown_points(read_on, choice, score, latency),
-        band=trade_off_band(read_on, metric, score, seed),
+        choices=other_choices(select_on, evaluated_on, table, evaluate_on, settings),
+        curve=sweep_thresholds(evaluated_on, None, compute_metric, latency),
+        points=shown_points(evaluated_on, choice, compute_metric, latency),
+        band=trade_off_band(evaluated_on, metric, compute_metric, seed),
         layers=layers,
-        without_redundant=without_redundant(read_on, choice, layers, score, latency),
+        without_redundant=without_redundant(evaluated_on, choice, layers, compute_metric, latency),
         temperatures=fit,
-        alternatives=alternatives(chosen_on, read_on, one_for_all, fit, target, settings),
-        slices={name: slice_report(read_on, choice.threshold, by) for name, by in parts.items()},
+        alternatives=alternatives(select_on, evaluated_on, one_for_all, fit, target, settings),
+        slices={name: slice_report(evaluated_on, choice.threshold, by) for name, by in parts.items()},
         runtime=runtime,
-        reliability=reliability(read_on, fit),
+        reliability=reliability(evaluated_on, fit),
     )
 
 
 def shown_points(
-    table: ExitTable, choice: ThresholdChoice, score: Score | None, latency: "LatencyProfile | None"
+    table: ExitTable, choice: ThresholdChoice, compute_metric: ComputeMetric | None, latency: "LatencyProfile | None"
 ) -> list[OperatingPoint]:
     """Full depth, the thresholds that save 10, 20, … %, and the choice: at its place, or last if it is several."""
     thresholds: list[Any] = [0.0, *thresholds_by_saving(table)]
@@ -135,34 +138,34 @@ def shown_points(
         thresholds.append(choice.threshold)
     else:
         thresholds = sorted({*thresholds, choice.threshold})
-    return sweep_thresholds(table, thresholds, score, latency)
+    return sweep_thresholds(table, thresholds, compute_metric, latency)
 
 
 def other_choices(
-    chosen_on: ExitTable,
-    read_on: ExitTable,
+    select_on: ExitTable,
+    evaluated_on: ExitTable,
     table: ExitTable,
-    reading: ExitTable | None,
+    evaluate_on: ExitTable | None,
     settings: Mapping[str, Any],
 ) -> dict[str, ThresholdChoice]:
     """For several allowed losses; of accuracy also with a guarantee, which needs no second half."""
     choices = {
         f"at most {points(drop)} lost" if drop else "nothing lost": pick_threshold(
-            chosen_on, reading=read_on, max_score_drop=drop, **settings
+            select_on, evaluate_on=evaluated_on, max_metric_drop=drop, **settings
         )
         for drop in (0.0, 0.005, 0.01, 0.02)
     }
-    if settings["metric"] == "accuracy" and settings["score"] is None and table.largest_score is not None:
-        options = {"latency": settings["latency"], "seed": settings["seed"], "reading": reading}
+    if settings["metric"] == "accuracy" and settings["compute_metric"] is None and table.largest_score is not None:
+        options = {"latency": settings["latency"], "seed": settings["seed"], "evaluate_on": evaluate_on}
         for drop in (0.01, 0.02):
-            guaranteed = pick_threshold(table, max_score_drop=drop, confidence=0.95, **options)
+            guaranteed = pick_threshold(table, max_metric_drop=drop, confidence=0.95, **options)
             choices[f"at most {points(drop)} lost, guaranteed with 95 % confidence"] = guaranteed
     return choices
 
 
 def alternatives(
-    chosen_on: ExitTable,
-    read_on: ExitTable,
+    select_on: ExitTable,
+    evaluated_on: ExitTable,
     choice: ThresholdChoice,
     fit: TemperatureFit,
     target: Mapping[str, Any],
@@ -171,16 +174,16 @@ def alternatives(
     """Other ways to exit, for the same target on the same halves."""
 
     def pick(one: Callable[[ExitTable], ExitTable], **more: Any) -> ThresholdChoice:
-        return pick_threshold(one(chosen_on), reading=one(read_on), **target, **settings, **more)
+        return pick_threshold(one(select_on), evaluate_on=one(evaluated_on), **target, **settings, **more)
 
     def scaled(one: ExitTable) -> ExitTable:
         return one.with_temperatures(fit.temperatures)
 
     found = {"one threshold": choice}
-    follows_logits = chosen_on.stored_scores is None
+    follows_logits = select_on.stored_scores is None
     if follows_logits:
         found["one threshold, off-ramps scaled by temperatures"] = pick(scaled)
-    if chosen_on.has_independent_scores:
+    if select_on.has_independent_scores:
         found["a threshold for each off-ramp"] = pick(lambda one: one, per_layer=True)
     if follows_logits:
         found["one threshold, mean of the exits passed so far (ensemble)"] = pick(ExitTable.ensemble)
@@ -191,7 +194,7 @@ def without_redundant(
     table: ExitTable,
     choice: ThresholdChoice,
     layers: Sequence[LayerReport],
-    score: Score | None,
+    compute_metric: ComputeMetric | None,
     latency: "LatencyProfile | None",
 ) -> OperatingPoint | None:
     """The choice with the thresholds of redundant off-ramps set to 0, where they are not even computed."""
@@ -199,14 +202,14 @@ def without_redundant(
         return None
     thresholds = np.broadcast_to(choice.threshold, len(table.exit_layers) - 1)
     left = [0.0 if layer.redundant else value for layer, value in zip(layers, thresholds.tolist(), strict=False)]
-    return sweep_thresholds(table, [left], score, latency)[0]
+    return sweep_thresholds(table, [left], compute_metric, latency)[0]
 
 
 def trade_off_band(
-    table: ExitTable, metric: str, score: Score | None, seed: int
+    table: ExitTable, metric: str, compute_metric: ComputeMetric | None, seed: int
 ) -> tuple[list[float], list[float], list[float]]:
-    """Savings, and the 95 % paired bootstrap interval of the score's change, added to the score at full depth."""
-    one, generator = make_score(metric, score, table.num_labels), np.random.default_rng(seed)
+    """Savings, and the 95 % paired bootstrap interval of the metric's change, added to its value at full depth."""
+    one, generator = make_metric(metric, compute_metric, table.num_labels), np.random.default_rng(seed)
     draws = generator.integers(0, len(table), (BAND_RESAMPLES, len(table)))
     grid = threshold_grid(table)
     grid = [grid[index] for index in np.linspace(0, len(grid) - 1, BAND_POINTS).astype(int)]
@@ -216,7 +219,7 @@ def trade_off_band(
     band = {}
     for threshold in grid:
         exits, answers = table.exits_at(threshold)
-        if metric == "accuracy" and score is None:
+        if metric == "accuracy" and compute_metric is None:
             changes = (answers == labels)[draws].mean(1) - at_full_depths
         else:
             changes = np.array([one(answers[draw], labels[draw]) for draw in draws]) - at_full_depths

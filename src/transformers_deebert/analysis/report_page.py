@@ -13,13 +13,13 @@ import numpy as np
 from ..folders import write_text
 from ..models.exit_scores_deebert import largest_score
 from .calibration import TemperatureFit
+from .choice import ThresholdChoice
 from .layer_report import TOLERANCE, LayerReport
 from .plots import plot_exit_depths, plot_layer_scores, plot_reliability, plot_slices, plot_trade_off
 from .runtime import RUNTIME_COLUMNS, RuntimeBenchmark
 from .slices import Slice
 from .sweep import OperatingPoint
 from .tables import format_table, threshold_text, to_plain
-from .threshold_choice import ThresholdChoice
 from .timing import QUIET
 
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..checks import renamed_arguments
 from .decisions import Threshold, normalize_threshold
 from .exit_table import ExitTable
-from .scores import Score, Scores, make_scores
+from .metrics import ComputeMetric, Metrics, make_metrics
 
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ QUANTILES = 200
 @dataclass(frozen=True)
 class OperatingPoint:
     """
-    Score and cost of early exit at one threshold.
+    Metrics and cost of early exit at one threshold.
 
     Args:
         threshold (`float` or `tuple[float, ...]`):
             Of the table's score (entropy: in nats), one for all off-ramps or one each.
         scores (`dict[str, float]`):
-            What the score function returned for the answers at this threshold.
+            Metrics of the answers at this threshold.
         layer_cost_ratio (`float`):
             Layers run over layers in a full pass, `sum(exit_layer) / (rows * layers)`.
         layer_saving (`float`):
@@ -55,18 +56,19 @@ class OperatingPoint:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
 
-def layer_scores(table: ExitTable, score: Score | None = None) -> list[dict[str, float]]:
+@renamed_arguments(score="compute_metric")
+def layer_scores(table: ExitTable, compute_metric: ComputeMetric | None = None) -> list[dict[str, float]]:
     """
-    Score of each exit when it answers every row.
+    Metrics of each exit when it answers every row.
 
     Args:
         table ([`ExitTable`]): Of labelled rows.
-        score (*optional*): As for [`sweep_thresholds`].
+        compute_metric (*optional*): As for [`sweep_thresholds`].
 
     Returns:
-        `list[dict[str, float]]`: what `score` returned, one entry an exit, the model's own head last.
+        `list[dict[str, float]]`: what `compute_metric` returned, one entry an exit, the model's own head last.
     """
-    scores = make_scores(score, table.num_labels)
+    scores = make_metrics(compute_metric, table.num_labels)
     return [scores(table.answers[:, place], table.labels) for place in range(len(table.exit_layers))]
 
 
@@ -80,14 +82,15 @@ def threshold_grid(table: ExitTable) -> list[float]:
     return np.unique(np.concatenate([[0.0], quantiles, [highest + 0.001]])).tolist()
 
 
+@renamed_arguments(score="compute_metric")
 def sweep_thresholds(
     table: ExitTable,
     thresholds: Sequence[Threshold] | None = None,
-    score: Score | None = None,
+    compute_metric: ComputeMetric | None = None,
     latency: "LatencyProfile | None" = None,
 ) -> list[OperatingPoint]:
     """
-    Score and layer saving at each threshold. [`exit_curve`] has accuracy and F1 at every threshold there is.
+    Metrics and layer saving at each threshold. [`exit_curve`] has accuracy and F1 at every threshold there is.
 
     Args:
         table ([`ExitTable`]):
@@ -95,7 +98,7 @@ def sweep_thresholds(
         thresholds (sequence of `float` or of sequences with one for each off-ramp, *optional*):
             The thresholds to try, of the table's score; multiply a fraction of the largest by `table.largest_score`.
             By default 0, up to 200 quantiles of the off-ramps' scores, and one above all of them.
-        score (`Callable` or module of `evaluate`, *optional*):
+        compute_metric (`Callable` or module of `evaluate`, *optional*):
             Called with the predicted classes and the true ones, each of shape `(rows,)`; returns numbers by name, or
             one number (then called `"score"`). By default `accuracy` and `f1` (of class 1 with two classes, the mean
             over the classes with more).
@@ -128,13 +131,13 @@ def sweep_thresholds(
         raise ValueError(
             f"`thresholds` must be a list of at least one threshold, got {thresholds!r}. Try [0, 0.1, 0.3]."
         )
-    scores = make_scores(score, table.num_labels)
+    scores = make_metrics(compute_metric, table.num_labels)
     milliseconds = None if latency is None else latency.of(table)  # (rows, exits)
     return [operating_point(table, threshold, scores, milliseconds) for threshold in thresholds]
 
 
 def operating_point(
-    table: ExitTable, threshold: Threshold, scores: Scores, milliseconds: np.ndarray | None = None
+    table: ExitTable, threshold: Threshold, scores: Metrics, milliseconds: np.ndarray | None = None
 ) -> OperatingPoint:
     rows, places = np.arange(len(table)), table.places_at(threshold)
     ratio = float(np.asarray(table.exit_layers)[places].mean() / table.num_layers)

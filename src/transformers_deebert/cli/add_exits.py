@@ -25,7 +25,7 @@ class AddExits(TargetOptions, DataOptions):
     where the target cannot be met: the model is written without a default threshold.
     """
 
-    RENAMED: ClassVar = {"output_dir": "--output", "held_out": "--validation", "max_metric_drop": "--max-score-drop"}
+    RENAMED: ClassVar = DataOptions.RENAMED | {"output_dir": "--output", "held_out": "--validation"}
 
     checkpoint: Annotated[str, place("CHECKPOINT", "fine-tuned classifier: repository on the Hub or folder")]
     split: Annotated[str | None, of_data(f"of DATA; default: the first of {', '.join(SPLITS)}")] = None

@@ -48,7 +48,7 @@ def read_rows(options: DataOptions, labelled: bool = True) -> "tuple[Dataset, tu
 
 def load_metric(name: str) -> Any:
     """A module of `evaluate`, `None` for accuracy and F1, which need none; raises `ValueError` for an unknown one."""
-    from ..analysis.scores import EXACT
+    from ..analysis.metrics import EXACT
 
     if name in EXACT:
         return None
@@ -64,11 +64,11 @@ def load_metric(name: str) -> Any:
 
 def name_metric(name: str, module: Any, table: "ExitTable") -> tuple[str, Any]:
     """`metric` and `score` of the analysis; raises `ValueError` for several numbers of other names."""
-    from ..analysis.scores import make_scores
+    from ..analysis.metrics import make_metrics
 
     if module is None:
         return name, None
-    found = list(make_scores(module, table.num_labels)(table.answers[:, -1], table.labels))
+    found = list(make_metrics(module, table.num_labels)(table.answers[:, -1], table.labels))
     if name not in found and len(found) > 1:
         raise ValueError(f"`--metric` {name!r} returns several numbers ({', '.join(found)}): choose another metric.")
     return (name if name in found else found[0]), module

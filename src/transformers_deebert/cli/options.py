@@ -101,7 +101,8 @@ of_data, of_exits = partial(option, panel="Data and model"), partial(option, pan
 
 @dataclass(kw_only=True)
 class Command:
-    RENAMED: ClassVar[dict[str, str]] = {}  # arguments of our functions whose options have other names, for messages
+    # Arguments of our functions whose options have other names, for messages.
+    RENAMED: ClassVar[dict[str, str]] = {"max_metric_drop": "--max-score-drop", "compute_metric": "--metric"}
 
     def run(self) -> int:
         """Writes the answer to stdout and returns the exit code; imports what needs torch or more."""
@@ -158,9 +159,11 @@ class TargetOptions(CriterionOptions):
     """One target, and other ways to exit than by one threshold."""
 
     target_saving: Annotated[float | None, of_exits("share of the layers to save: 0.4 is 40 %", share, "F")] = None
-    max_score_drop: Annotated[float | None, of_exits("largest loss: 0.01 is one point", share_or_zero, "F")] = None
+    max_score_drop: Annotated[float | None, of_exits("of the metric: 0.01 is one point", share_or_zero, "F")] = None
     per_layer: Annotated[bool, flag("--per-layer", "search for a threshold for each off-ramp", "Exits")] = False
-    temperatures: Annotated[bool, flag("--temperatures", "calibrate each off-ramp first", "Exits")] = False
+    temperatures: Annotated[
+        bool, flag("--temperatures", "fit one for each off-ramp first, to calibrate it", "Exits")
+    ] = False
 
     def __post_init__(self) -> None:
         only_one(self, "target_saving", "max_score_drop")

@@ -15,8 +15,8 @@ from .options import TableOptions, TargetOptions, above_zero, flag, of_exits, on
 if TYPE_CHECKING:
     import numpy as np
 
+    from ..analysis.choice import ThresholdChoice
     from ..analysis.latency import LatencyProfile
-    from ..analysis.threshold_choice import ThresholdChoice
 
 LATENCY = "expected milliseconds for a row at batch size 1, by a profile that is measured on this machine"
 CONFIDENCE = "guarantee --max-score-drop (of accuracy) with this probability, such as 0.95"
@@ -27,8 +27,7 @@ class Pick(TargetOptions, TableOptions):
     """
     Pick a threshold by what it shall give.
 
-    It is picked on one half of the rows, and what it gives is read on the other. Exit code 1 where the target cannot
-    be met.
+    It is selected on one half of the rows and evaluated on the other. Exit code 1 where the target cannot be met.
     """
 
     target_latency_ms: Annotated[float | None, of_exits(LATENCY, above_zero, "MS")] = None
@@ -39,7 +38,7 @@ class Pick(TargetOptions, TableOptions):
         only_one(self, "target_saving", "max_score_drop", "target_latency_ms", required=True)
 
     def run(self) -> int:
-        from ..analysis.threshold_choice import pick_threshold
+        from ..analysis.selection import pick_threshold
         from ..hub.applied_threshold import apply_threshold
 
         if self.apply and not Path(self.checkpoint).is_dir():
@@ -54,11 +53,11 @@ class Pick(TargetOptions, TableOptions):
         choice = pick_threshold(
             table,
             target_saving=self.target_saving,
-            max_score_drop=self.max_score_drop,
+            max_metric_drop=self.max_score_drop,
             target_latency_ms=self.target_latency_ms,
             confidence=self.confidence,
             metric=metric,
-            score=score,
+            compute_metric=score,
             latency=latency,
             per_layer=self.per_layer,
             temperatures=self.temperatures,
@@ -114,7 +113,7 @@ def describe(choice: "ThresholdChoice") -> str:
         f"{choice.metric:15} {choice.score:.2%}, at full depth {choice.full_score:.2%}",
         f"change          {100 * choice.score_change:+.2f} points "
         f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})",
-        f"read on         {choice.rows:,} rows; one is worth {choice.row_worth:.2%}",
+        f"evaluated on    {choice.rows:,} rows; one is worth {choice.row_worth:.2%}",
     ]
     if choice.latency_ms is not None:
         lines.append(f"time for a row  {choice.latency_ms:.2f} ms, at full depth {choice.full_latency_ms:.2f} ms")

@@ -13,8 +13,8 @@ from .options import TableOptions, TargetOptions, flag, of_data, option
 
 
 if TYPE_CHECKING:
+    from ..analysis.choice import ThresholdChoice
     from ..analysis.runtime import RuntimeBenchmark
-    from ..analysis.threshold_choice import ThresholdChoice
 
 TIMED_ROWS = 200
 
@@ -24,8 +24,8 @@ class Report(TargetOptions, TableOptions):
     """
     Write a page with pictures and tables about a model.
 
-    One HTML file: the trade-off, every layer, calibration, other ways to exit, whom early exit hurts. Exit code 1
-    where the target cannot be met; the page says so.
+    One HTML file: the trade-off, every layer, calibration, other ways to exit, parts of the data. Exit code 1 where
+    the target cannot be met; the page says so.
     """
 
     output: Annotated[str, option("page to write (report.html)", None, "FILE", "-o --output")] = "report.html"
@@ -35,7 +35,7 @@ class Report(TargetOptions, TableOptions):
 
     def run(self) -> int:
         from ..analysis.report import LEAST_ROWS, check_report_packages, make_report
-        from ..analysis.threshold_choice import pick_threshold
+        from ..analysis.selection import pick_threshold
         from ..folders import check_new_file
         from ..hub.applied_threshold import plain
 
@@ -54,27 +54,27 @@ class Report(TargetOptions, TableOptions):
         choice = pick_threshold(
             table,
             target_saving=self.target_saving,
-            max_score_drop=self.max_score_drop,
+            max_metric_drop=self.max_score_drop,
             metric=metric,
-            score=score,
+            compute_metric=score,
             per_layer=self.per_layer,
             temperatures=self.temperatures,
             seed=self.seed,
         )
-        chosen_on, read_on = table.with_temperatures(choice.temperatures).split(self.seed)
+        select_on, evaluate_on = table.with_temperatures(choice.temperatures).split(self.seed)
         # Of folders the last two names, as in sst2/validation; whose they are is nobody's business.
         model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (self.checkpoint, self.data))
         report = make_report(
-            chosen_on,
-            reading=read_on,
+            select_on,
+            evaluate_on=evaluate_on,
             choice=choice,
             title=self.title or f"Early exit: {model} on {data}",
             facts={"model": model, "data": data, "rows": f"{len(table):,}", "layers": str(table.num_layers)},
             target_saving=self.target_saving,
-            max_score_drop=self.max_score_drop,
+            max_metric_drop=self.max_score_drop,
             metric=metric,
-            score=score,
-            columns={name: inputs.rows.select(read_on.ids)[name][:] for name in slices} if inputs else {},
+            compute_metric=score,
+            columns={name: inputs.rows.select(evaluate_on.ids)[name][:] for name in slices} if inputs else {},
             seed=self.seed,
         )
         if self.time and inputs is not None:

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..analysis.threshold_choice import ThresholdChoice
+from ..analysis.choice import ThresholdChoice
 from ..families import FAMILIES
 from ..folders import write_text
 from ..inference.exported_model import ExportedEarlyExitModel, find_notes

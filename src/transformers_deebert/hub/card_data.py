@@ -6,8 +6,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..analysis.choice import ThresholdChoice
+from ..analysis.exit_curve import thresholds_by_saving
+from ..analysis.exit_table import ExitTable
+from ..analysis.metrics import ComputeMetric
+from ..analysis.sweep import OperatingPoint, layer_scores, sweep_thresholds
 from ..analysis.tables import threshold_text, write_json
-from ..analysis.threshold_choice import ThresholdChoice
+from ..analysis.timing import RuntimeFigure
 
 
 Table = list[dict[str, Any]]
@@ -22,7 +27,8 @@ class CardData:
     Args:
         model_name, model_class, language, example (`str`): The example is a sentence.
         layers (`int`), exit_layers (`list[int]`): Depth, and the layers that an exit stands behind.
-        off_ramp_pooling, off_ramp_head (`str`), off_ramps_trained (`bool`), off_ramp_temperatures (`list[float]`):
+        off_ramp_pooling, off_ramp_head, off_ramp_context (`str`), off_ramps_trained (`bool`),
+        off_ramp_temperatures (`list[float]`):
             As in the configuration; `off_ramps_trained=False` for a model that stage 2 has not seen.
         labels (`list[str]`), max_length (`int`), seed (`int`): Names of the classes; longest input in tokens.
         default_threshold (`float` or `list[float]`), default_criterion (`dict`):
@@ -49,6 +55,7 @@ class CardData:
     exit_layers: list[int] | None = None
     off_ramp_pooling: str | None = None
     off_ramp_head: str | None = None
+    off_ramp_context: str | None = None
     off_ramps_trained: bool | None = None
     off_ramp_temperatures: list[float] | None = None
     labels: list[str] | None = None
@@ -135,11 +142,53 @@ class CardData:
             exit_layers=None if layers is None else [*layers, depth],
             off_ramp_pooling=config.get("off_ramp_pooling"),
             off_ramp_head=config.get("off_ramp_head"),
+            off_ramp_context=config.get("off_ramp_context") if config.get("off_ramp_context") != "own" else None,
             off_ramps_trained=config.get("off_ramps_trained"),
             labels=labels if named else None,
             default_threshold=config.get("early_exit_entropy"),
             default_criterion=config.get("exit_criterion"),
             off_ramp_temperatures=config.get("off_ramp_temperatures"),
+        )
+
+    @classmethod
+    def from_table(
+        cls,
+        table: ExitTable,
+        metric: str = "accuracy",
+        compute_metric: ComputeMetric | None = None,
+        points: Sequence[OperatingPoint] | None = None,
+        figures: Sequence[RuntimeFigure] = (),
+    ) -> "CardData":
+        """
+        The metric of every exit, and the trade-off.
+
+        Args:
+            table ([`ExitTable`]): Rows that the model was not trained on.
+            metric, compute_metric: As for [`pick_threshold`].
+            points (sequence of [`OperatingPoint`], *optional*):
+                Of the trade-off, full depth first; by default at savings of 10, 20, … %.
+            figures (sequence of `RuntimeFigure`, *optional*): Measured times of the points behind the first.
+        """
+        if points is None:
+            points = sweep_thresholds(table, [0.0, *thresholds_by_saving(table)], compute_metric)
+        times: list[dict[str, float]] = [{}] * len(points)
+        if figures:
+            times = [{"runtime_saving": 0.0, "speed_up": 1.0}]
+            times += [{"runtime_saving": one.runtime_saving, "speed_up": one.speed_up} for one in figures]
+            times = [
+                time | {"ideal_speed_up": 1 / one.layer_cost_ratio} for one, time in zip(points, times, strict=True)
+            ]
+        values = [found[metric] for found in layer_scores(table, compute_metric)]
+        criterion = {"score": table.score_name, "patience": table.patience}
+        return cls(
+            exit_layers=list(table.exit_layers),
+            off_ramp_temperatures=None if table.temperatures is None else list(table.temperatures),
+            metric=metric,
+            rows_scored=len(table),
+            full_depth=values[-1],
+            layer_scores=values,
+            trade_off=[trade_off_row(one, points[0], metric) | time for one, time in zip(points, times, strict=True)],
+            trade_off_criterion=None if criterion == {"score": "entropy", "patience": 1} else criterion,
         )
 
     @classmethod
@@ -163,6 +212,16 @@ class CardData:
             ),
         }
         return cls(chosen=chosen if criterion is None else chosen | {"criterion": criterion})
+
+
+def trade_off_row(point: OperatingPoint, full: OperatingPoint, metric: str) -> dict[str, Any]:
+    return {
+        "threshold": point.threshold,
+        "score": point.scores[metric],
+        "score_change": point.scores[metric] - full.scores[metric],
+        "layer_saving": point.layer_saving,
+        "note": "full depth" if point is full else "",
+    }
 
 
 def threshold_words(threshold: float | tuple[float, ...]) -> str:

@@ -36,6 +36,9 @@ HYPER_PARAMETERS = {
     "dropout": "dropout",
     "seed": "seed",
     "off_ramp_mode": "off-ramp mode",
+    "strategy": "strategy",
+    "full_depth_before": "full depth before",
+    "full_depth_after": "full depth after",
     "trained_share": "parameters trained",
     "seconds": "seconds",
 }
@@ -110,6 +113,7 @@ def create_model_card(
         headline=_headline(card, metric_name) if trained else None,
         facts=_facts(card, labels),
         training=_training_table(card.training or {}),
+        joint="joint" in (card.training or {}),
         metric_name=metric_name,
         layer_table=_layer_table(card, metric_name),
         trade_off=_trade_off_table(card.trade_off, metric_name),
@@ -291,6 +295,7 @@ def _facts(card: CardData, labels: list[str]) -> list[tuple[str, Any]]:
         "exits behind the layers": ", ".join(map(str, card.exit_layers or [])) or None,
         "off-ramp pooling": card.off_ramp_pooling,
         "off-ramp head": card.off_ramp_head,
+        "off-ramps read the layers": card.off_ramp_context and "up to their own",
         "labels": ", ".join(labels) or None,
         "longest input": None if card.max_length is None else f"{card.max_length} tokens",
     }
@@ -298,13 +303,14 @@ def _facts(card: CardData, labels: list[str]) -> list[tuple[str, Any]]:
 
 
 def _training_table(training: Mapping[str, Mapping[str, Any]]) -> str | None:
-    backbone, off_ramps = training.get("backbone") or {}, training.get("off_ramps") or {}
+    stages = {"backbone": "stage 1", "joint": "joint", "off_ramps": "stage 2"}
+    known = {stage: training.get(stage) or {} for stage in stages if stage != "joint" or training.get(stage)}
     rows = [
-        {"what": words, "backbone": _words(backbone.get(key)), "off_ramps": _words(off_ramps.get(key))}
+        {"what": words} | {stage: _words(numbers.get(key)) for stage, numbers in known.items()}
         for key, words in HYPER_PARAMETERS.items()
-        if key in backbone or key in off_ramps
+        if any(key in numbers for numbers in known.values())
     ]
-    columns = {"what": ("", ""), "backbone": ("stage 1", ""), "off_ramps": ("stage 2", "")}
+    columns = {"what": ("", "")} | {stage: (stages[stage], "") for stage in known}
     return format_table(rows, columns, markdown=True) if rows else None
 
 

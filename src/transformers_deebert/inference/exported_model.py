@@ -207,6 +207,9 @@ class ExportedEarlyExitModel(PushToHubMixin):
             self.apply(0, state, evaluate=True)
         return ExitCandidate(state.exit_logits, None, state.memory, state.layer)
 
+    def carry_exit(self, state: LayerState) -> None:
+        """Segments carry nothing from exit to exit: what would need it is not exported as segments."""
+
     def readout(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden
 

@@ -115,7 +115,7 @@ class Scheduler:
     def __init__(self, model: Any, plan: ExitPlan, batch_size: int, patience: int):
         self.model = model
         self.plan = plan
-        self.evaluated = plan.evaluated
+        self.evaluated, self.carried = plan.evaluated, plan.carried
         self.batch_size = batch_size
         self.patience = patience
         self.waiting = {layer: Waiting() for layer in range(plan.final_layer)}
@@ -153,7 +153,7 @@ class Scheduler:
         """Embeds new rows, and evaluates an exit there or runs the first layer."""
         try:
             group = self.embed(rows)
-            return self.evaluate(group) if 0 in self.evaluated else self.apply(group)
+            return self.evaluate(group) if 0 in self.evaluated else self.apply(self.carry(group))
         except Exception as error:
             return [failure(rows, 0, error)]
 
@@ -185,8 +185,15 @@ class Scheduler:
         self.model.advance(state, evaluate)
         if evaluate:
             return self.evaluate(group)
-        self.waiting[state.layer].add(group, self.begun)
+        self.waiting[state.layer].add(self.carry(group), self.begun)
         return []
+
+    @torch.no_grad()
+    def carry(self, group: Group) -> Group:
+        """Keeps what later off-ramps read of an exit that is not evaluated."""
+        if group.state.layer in self.carried:
+            self.model.carry_exit(group.state)
+        return group
 
     @torch.no_grad()
     def evaluate(self, group: Group) -> list[Answers]:

@@ -12,7 +12,10 @@ from .exit_criteria_deebert import check_threshold_values, check_thresholds, rea
 
 
 OFF_RAMP_POOLINGS = ("cls", "mean", "attention")
-OFF_RAMP_HEADS = ("pooler", "linear")
+OFF_RAMP_HEADS = ("pooler", "linear", "mlp")
+OFF_RAMP_CONTEXTS = ("own", "past")
+# Fields on which it depends what off-ramps read and what they make of it.
+OFF_RAMP_FIELDS = ("off_ramp_pooling", "off_ramp_head", "off_ramp_context")
 # Fields that are numbers or lists of numbers: arrays, tuples and numpy numbers are turned into what JSON has.
 PLAIN_FIELDS = ("early_exit_entropy", "exit_criterion", "exit_layer", "off_ramp_layers", "off_ramp_temperatures")
 # Logits are divided in float32 or less: what it cannot hold would be a division by 0 or by infinity.
@@ -113,12 +116,17 @@ def layers_of_exits(off_ramp_layers, num_layers: int) -> tuple[int, ...]:
     return (*(range(1, num_layers) if off_ramp_layers is None else off_ramp_layers), num_layers)
 
 
-def move_to_layers(values, old: tuple[int, ...], new: tuple[int, ...], default: float):
-    """Thresholds or temperatures of the off-ramps behind layers `old`, for those behind `new`; numbers stay."""
+def readings(layers: tuple[int, ...], context: str | None) -> tuple:
+    """What each off-ramp reads: its layer, or with the context "past" the layers of the off-ramps up to it."""
+    return tuple(layers[: place + 1] if context == "past" else layer for place, layer in enumerate(layers))
+
+
+def move_to_layers(values, old: tuple, new: tuple, default: float):
+    """Thresholds or temperatures of the off-ramps with the readings `old`, for those with `new`; numbers stay."""
     if not isinstance(values, (list, tuple)):
         return values
     known = dict(zip(old, values, strict=False))
-    return [known.get(layer, default) for layer in new]
+    return [known.get(reading, default) for reading in new]
 
 
 # `init=False` leaves the constructor to the leaf's `@strict`; `repr=False, eq=False` keep those of PreTrainedConfig.
@@ -149,7 +157,10 @@ class EarlyExitConfigMixin:
             over the attended tokens; `"attention"`, their mean weighted by a learned query.
         off_ramp_head (`str`, *optional*, defaults to `"pooler"`):
             What stands between pooling and labels: `"pooler"` (dense, the family head's activation, dropout, linear),
-            as in the paper, or `"linear"` (dropout, linear).
+            as in the paper, `"linear"` (dropout, linear), or `"mlp"` (dense hidden -> hidden, gelu, dropout, linear).
+        off_ramp_context (`str`, *optional*, defaults to `"own"`):
+            Which layers an off-ramp reads: `"own"`, the one that it stands behind, as in the paper; `"past"`, the
+            pooled vectors of all off-ramps' layers up to its own, side by side (with `"linear"` or `"mlp"`).
         off_ramps_trained (`bool`, *optional*, defaults to `False`):
             Whether the off-ramps have been trained. Set by [`OffRampTrainer`].
         off_ramp_temperatures (`list[float]`, *optional*):
@@ -166,6 +177,7 @@ class EarlyExitConfigMixin:
     off_ramp_layers: Any = None
     off_ramp_pooling: str = "cls"
     off_ramp_head: str = "pooler"
+    off_ramp_context: str = "own"
     off_ramps_trained: bool = False
     off_ramp_temperatures: Any = None
 
@@ -189,6 +201,11 @@ class EarlyExitConfigMixin:
     def exit_layers(self):
         """`tuple[int, ...]`: the layers that an exit stands behind, those of the off-ramps and, last, the head's."""
         return layers_of_exits(self.off_ramp_layers, self.num_hidden_layers)
+
+    @property
+    def off_ramp_readings(self):
+        """`tuple`: what each off-ramp reads, equal for two off-ramps that can stand in for each other."""
+        return readings(self.exit_layers[:-1], self.off_ramp_context)
 
     @property
     def max_entropy(self):
@@ -220,8 +237,8 @@ class EarlyExitConfigMixin:
         place = kwargs.pop("read_from", kwargs.get("name_or_path"))
         # Off-ramps that are made to read something else than what they were trained on are untrained, and
         # temperatures are fitted to trained ones.
-        for name in ("off_ramp_pooling", "off_ramp_head"):
-            if name in kwargs and name in config_dict and kwargs[name] != config_dict[name]:
+        for name in OFF_RAMP_FIELDS:
+            if name in kwargs and kwargs[name] != config_dict.get(name, kwargs[name]):
                 kwargs.setdefault("off_ramps_trained", False)
                 kwargs.setdefault("off_ramp_temperatures", None)
         if "off_ramp_layers" in kwargs and config_dict.get("model_type") == cls.model_type:
@@ -237,14 +254,16 @@ class EarlyExitConfigMixin:
     @classmethod
     def with_off_ramp_layers(cls, config_dict, off_ramp_layers):
         """
-        A saved configuration with other off-ramp layers: thresholds and temperatures of the layers that both name
+        A saved configuration with other off-ramp layers: thresholds and temperatures of the off-ramps that both have
         stay; an off-ramp that is new is untrained, and switched off where each has a threshold of its own.
         """
         depth = cls.from_dict(config_dict).num_hidden_layers
         if off_ramp_layers is not None:
             check_off_ramp_layers(off_ramp_layers, depth)
-        old = layers_of_exits(config_dict.get("off_ramp_layers"), depth)[:-1]
-        new = layers_of_exits(off_ramp_layers, depth)[:-1]
+        context = config_dict.get("off_ramp_context")
+        layers = layers_of_exits(off_ramp_layers, depth)[:-1]
+        old = readings(layers_of_exits(config_dict.get("off_ramp_layers"), depth)[:-1], context)
+        new = readings(layers, context)
         moved = dict(config_dict, off_ramp_layers=None if off_ramp_layers is None else list(off_ramp_layers))
         if config_dict.get("exit_criterion"):
             criterion = config_dict["exit_criterion"]
@@ -254,7 +273,7 @@ class EarlyExitConfigMixin:
             moved[name] = move_to_layers(config_dict.get(name), old, new, default)
         if not set(new) <= set(old):
             moved["off_ramps_trained"] = False
-        if config_dict.get("exit_layer") not in (None, *new, depth):
+        if config_dict.get("exit_layer") not in (None, *layers, depth):
             moved["exit_layer"] = None
         return moved
 
@@ -268,6 +287,12 @@ class EarlyExitConfigMixin:
             raise ValueError(f"`off_ramp_pooling` must be one of {OFF_RAMP_POOLINGS}, got {self.off_ramp_pooling!r}.")
         if self.off_ramp_head not in OFF_RAMP_HEADS:
             raise ValueError(f"`off_ramp_head` must be one of {OFF_RAMP_HEADS}, got {self.off_ramp_head!r}.")
+        if self.off_ramp_context not in OFF_RAMP_CONTEXTS:
+            raise ValueError(f"`off_ramp_context` must be one of {OFF_RAMP_CONTEXTS}, got {self.off_ramp_context!r}.")
+        if (self.off_ramp_context, self.off_ramp_head) == ("past", "pooler"):
+            raise ValueError(
+                "`off_ramp_context` is 'past', but a pooler reads one vector: use `off_ramp_head` 'linear' or 'mlp'."
+            )
         if self.off_ramp_layers is not None:
             check_off_ramp_layers(self.off_ramp_layers, self.num_hidden_layers)
 

@@ -72,6 +72,9 @@ class EarlyExitClassifier(EarlyExitLoading):
         logits = self.classify(self.readout(state.hidden), state.mask)
         return ExitCandidate(logits, None, state.memory, state.layer)
 
+    def carry_exit(self, state: LayerState) -> torch.Tensor:
+        return self.base_model.carry_exit(state)
+
     def answer_off_ramp_inputs(self, inputs: torch.Tensor, alone: bool) -> EarlyExitSequenceClassifierOutput:
         """The off-ramps' logits for `off_ramp_inputs` of [`forward`]; `alone`: nothing else was given."""
         off_ramps = self.base_model.off_ramps
@@ -81,7 +84,9 @@ class EarlyExitClassifier(EarlyExitLoading):
                 f"labels or exit settings, got {tuple(inputs.shape)}."
             )
         inputs = inputs.to(off_ramps[0].classifier.weight.dtype)
-        logits = [off_ramp(inputs[:, place])[1] for place, off_ramp in enumerate(off_ramps)]
+        past = self.config.off_ramp_context == "past"
+        read = [inputs[:, : place + 1].flatten(1) if past else inputs[:, place] for place in range(len(off_ramps))]
+        logits = [off_ramp(one)[1] for off_ramp, one in zip(off_ramps, read, strict=True)]
         temperatures = call_temperatures(self.config, self.training)
         if temperatures is not None:
             logits = [values / temperature for values, temperature in zip(logits, temperatures.values(), strict=True)]

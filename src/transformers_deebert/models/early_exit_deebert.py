@@ -10,6 +10,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
+from .configuration_early_exit_deebert import OFF_RAMP_FIELDS
 from .exit_loop_deebert import LayerRunner, LoopOutput, run_call
 from .exit_plan_deebert import ExitPlan, make_exit_plan
 from .exit_scores_deebert import ExitCandidate
@@ -20,12 +21,15 @@ from .off_ramps_deebert import OffRamp, OffRampPooler, init_off_ramp
 from .outputs_deebert import EarlyExitModelOutput, select_states
 
 
+PAST = "pooled_vectors"  # of the exits so far, in a row's memory
+
+
 class EarlyExitBackbone(EarlyExitLoading):
     """
     A base model with off-ramps, a [`LayerRunner`]. Bases: this mixin first, then the family's stock base model. A
     family defines how to begin ([`embed`], [`max_tokens`]), what a layer needs besides the states ([`layer_context`]),
     how to apply one ([`apply_layer`]), what off-ramps and head read of its output ([`readout`]) and what an off-ramp
-    is made of ([`make_off_ramp`]); everything else is here. The defaults are those of BERT.
+    is made of ([`off_ramp_parts`]); everything else is here. The defaults are those of BERT.
 
     Class attributes:
         embedding_inputs (`tuple[str, ...]`):
@@ -38,6 +42,7 @@ class EarlyExitBackbone(EarlyExitLoading):
     embedding_inputs: tuple[str, ...] = ("input_ids", "token_type_ids", "position_ids", "inputs_embeds")
     layer_inputs: tuple[str, ...] = ()
     checkpoints_in_loop = False
+    layer_dropout = 0.0  # LayerDrop (Fan et al., 2020) in training mode, for the last layer; it rises linearly to that
 
     def __init__(self, config, *args, **kwargs):
         # Only some families' configurations know decoders.
@@ -48,7 +53,7 @@ class EarlyExitBackbone(EarlyExitLoading):
         config.validate_exit_defaults()
         with postponed_checkpointing(config):
             super().__init__(config, *args, **kwargs)
-            self.off_ramps = nn.ModuleList(self.make_off_ramp(config) for _ in config.exit_layers[:-1])
+            self.off_ramps = nn.ModuleList(self.make_off_ramp(place) for place in range(len(config.exit_layers) - 1))
         self.post_init()
 
     @torch.no_grad()
@@ -59,10 +64,10 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     # ---- what a family may define otherwise
 
-    def make_off_ramp(self, config) -> OffRamp:
-        """One off-ramp, with the activation (and norm, where it has one) and dropout of the family's own head."""
+    def off_ramp_parts(self, config) -> tuple[nn.Module, float]:
+        """The pooler of an off-ramp, with the activation (and norm, where it has one) and dropout of the own head."""
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        return OffRamp(config, OffRampPooler(config.hidden_size, torch.tanh), dropout)
+        return OffRampPooler(config.hidden_size, torch.tanh), dropout
 
     def pooler_dense(self) -> nn.Linear | None:
         """The dense layer of the backbone's own pooler, `None` where it has none: what off-ramps start from."""
@@ -115,6 +120,9 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     # ---- the same for all
 
+    def make_off_ramp(self, place: int) -> OffRamp:
+        return OffRamp(self.config, *self.off_ramp_parts(self.config), place)
+
     def begin(self, **inputs):
         """
         Checks, aligns and embeds the token arguments of a call, see [`prepare_tokens`].
@@ -140,6 +148,9 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     def advance(self, state: LayerState, evaluate: bool = True) -> None:
         """Applies one layer, in place."""
+        if self.training and self.layer_dropout and self.skips(state.layer + 1):
+            state.layer += 1
+            return
         if self.checkpoints_in_loop and self.gradient_checkpointing and self.training:
             state.hidden = self.apply_checkpointed(state.layer, state)
         else:
@@ -147,6 +158,10 @@ class EarlyExitBackbone(EarlyExitLoading):
                 state.context = self.layer_context(state)
             state.hidden = self.apply_layer(state.layer, state)
         state.layer += 1
+
+    def skips(self, layer: int) -> bool:
+        """Whether a training step leaves a layer out, by chance."""
+        return float(torch.rand(())) < self.layer_dropout * layer / self.config.num_hidden_layers
 
     def apply_checkpointed(self, index: int, state: LayerState) -> torch.Tensor:
         """[`apply_layer`] that computes the layer again in the backward pass instead of keeping its activations."""
@@ -160,17 +175,26 @@ class EarlyExitBackbone(EarlyExitLoading):
 
         return self._gradient_checkpointing_func(apply, state.hidden)
 
-    def off_ramp_input(self, off_ramp: OffRamp, state: LayerState) -> torch.Tensor:
-        """`(rows, hidden)`: what an off-ramp reads of a state."""
+    def pooled_vector(self, state: LayerState) -> torch.Tensor:
+        """`(rows, hidden)`: what the off-ramp behind the last applied layer makes of its states."""
+        off_ramp = self.off_ramps[self.exit_layers.index(state.layer)]
         hidden = state.hidden[:, :1] if off_ramp.pooling == "cls" else state.hidden
         return off_ramp.pool(self.readout(hidden), None if state.padding is False else state.mask)
+
+    def carry_exit(self, state: LayerState) -> torch.Tensor:
+        """What the off-ramp behind the last applied layer reads, kept for later ones where they read it as well."""
+        pooled = self.pooled_vector(state)
+        if self.config.off_ramp_context == "own":
+            return pooled
+        past = state.memory.get(PAST)
+        state.memory[PAST] = pooled if past is None else torch.cat([past, pooled], 1)
+        return state.memory[PAST]
 
     def evaluate_exit(self, state: LayerState) -> ExitCandidate:
         """The off-ramp behind the last applied layer; behind the last one the family's pooler, if any, no logits."""
         if state.layer == self.config.num_hidden_layers:
             return ExitCandidate(None, self.pool_last(self.readout(state.hidden)), state.memory, state.layer)
-        off_ramp = self.off_ramps[self.exit_layers.index(state.layer)]
-        vector, logits = off_ramp(self.off_ramp_input(off_ramp, state))
+        vector, logits = self.off_ramps[self.exit_layers.index(state.layer)](self.carry_exit(state))
         return ExitCandidate(logits, vector, state.memory, state.layer)
 
     # `capture_outputs` collects attentions through hooks on the layers, as in the stock models.
@@ -220,7 +244,7 @@ class EarlyExitBackbone(EarlyExitLoading):
 
     def compute_off_ramp_inputs(self, **inputs) -> torch.Tensor:
         """
-        What the off-ramps read of each row, `(rows, off-ramps, hidden)`: the pooled states behind their layers. With a
+        The pooled states behind the off-ramps' layers of each row, `(rows, off-ramps, hidden)`. With a
         frozen backbone that never changes, so stage 2 can train on it without running a layer again. Meant for `"cls"`
         and `"mean"` pooling, which have no parameters.
 
@@ -229,31 +253,36 @@ class EarlyExitBackbone(EarlyExitLoading):
         """
         state, _ = self.begin(**inputs)
         pooled = []
-        for layer, off_ramp in zip(self.exit_layers, self.off_ramps, strict=False):
+        for layer in self.exit_layers[:-1]:
             while state.layer < layer:
                 self.advance(state)
-            pooled.append(self.off_ramp_input(off_ramp, state))
+            pooled.append(self.pooled_vector(state))
         return torch.stack(pooled, 1)
 
     @torch.no_grad()
-    def set_off_ramp_layers(self, layers: list[int] | None) -> None:
+    def set_off_ramps(self, **fields) -> None:
         """
-        Moves the off-ramps to other layers: those of layers that the configuration and `layers` both name stay as they
-        are, the others are dropped or new. Thresholds and temperatures of the configuration are the caller's.
+        Changes the off-ramps: those that read what they read before, and make the same of it, stay as they are, the
+        others are dropped or new. Thresholds and temperatures of the configuration are the caller's.
 
         Args:
-            layers (`list[int]`, *optional*): As `config.off_ramp_layers`.
+            fields: Of the configuration: `off_ramp_layers`, `off_ramp_head`, `off_ramp_context`, `off_ramp_pooling`.
+
+        Raises:
+            ValueError: for values that the configuration refuses.
         """
-        kept = dict(zip(self.exit_layers, self.off_ramps, strict=False))
-        self.config.off_ramp_layers = layers
+        config, kept = self.config, {}
+        if all(getattr(config, name) == fields.get(name, getattr(config, name)) for name in OFF_RAMP_FIELDS):
+            kept = dict(zip(config.off_ramp_readings, self.off_ramps, strict=True))
+        for name, value in fields.items():
+            setattr(config, name, value)
+        config.validate_off_ramps()
         like = next(self.parameters())
-        off_ramps = []
-        for layer in self.exit_layers[:-1]:
-            if layer not in kept:
-                kept[layer] = self.make_off_ramp(self.config)
-                kept[layer].apply(self._init_weights).to(like.device, like.dtype).train(self.training)
-            off_ramps.append(kept[layer])
-        self.off_ramps = nn.ModuleList(off_ramps)
+        for place, reading in enumerate(self.config.off_ramp_readings):
+            if reading not in kept:
+                kept[reading] = self.make_off_ramp(place)
+                kept[reading].apply(self._init_weights).to(like.device, like.dtype).train(self.training)
+        self.off_ramps = nn.ModuleList(kept[reading] for reading in self.config.off_ramp_readings)
 
     @can_return_tuple
     def forward(

@@ -44,6 +44,9 @@ class LayerRunner(Protocol):
     def evaluate_exit(self, state: LayerState) -> ExitCandidate:
         """The exit behind the last applied layer."""
 
+    def carry_exit(self, state: LayerState) -> object:
+        """For an exit behind the last applied layer that is not evaluated: keeps what later exits read of it."""
+
     def readout(self, hidden: torch.Tensor) -> torch.Tensor:
         """What off-ramps and head read of states `(rows, tokens, hidden)`."""
 
@@ -118,7 +121,7 @@ def run_layers(
     if compactor is not None:
         state = compactor.compact(state)
     off_ramp_logits = []
-    evaluated, possible_exits = plan.evaluated, plan.possible_exits
+    evaluated, possible_exits, carried = plan.evaluated, plan.possible_exits, plan.carried
     while True:
         if state.layer in evaluated:
             candidate = plan.scale(runner.evaluate_exit(state))
@@ -129,6 +132,8 @@ def run_layers(
                     answers.record_all(state, candidate)
                 else:
                     state = record_exits(answers, compactor, state, plan, candidate)
+        elif state.layer in carried:
+            runner.carry_exit(state)
         if state.layer == plan.last_layer or (compactor is not None and compactor.all_exited):
             break
         runner.advance(state, state.layer + 1 in evaluated)

@@ -38,6 +38,7 @@ class ExitPlan:
         all_off_ramps (`bool`): Whether all exits are evaluated and their logits kept.
         compact (`bool`): Whether exited rows are dropped from the batch.
         temperatures (`dict[int, float]`, *optional*): Of the off-ramps, by layer; `None`: all 1.
+        past (`bool`): Whether off-ramps read the pooled vectors of those before them.
     """
 
     score: Score | None
@@ -49,6 +50,7 @@ class ExitPlan:
     all_off_ramps: bool
     compact: bool
     temperatures: Mapping[int, float] | None
+    past: bool
 
     @property
     def evaluated(self) -> frozenset[int]:
@@ -59,6 +61,14 @@ class ExitPlan:
     def possible_exits(self) -> frozenset[int]:
         """Layers where samples may exit."""
         return frozenset([*self.thresholds, self.final_layer])
+
+    @property
+    def carried(self) -> frozenset[int]:
+        """Layers whose exit is not evaluated, but read by a later off-ramp that is."""
+        evaluated = self.evaluated - {self.exit_layers[-1]}
+        if not self.past or not evaluated:
+            return frozenset()
+        return frozenset(layer for layer in self.exit_layers if layer < max(evaluated)) - evaluated
 
     def scale(self, candidate: ExitCandidate) -> ExitCandidate:
         """The candidate with its logits divided by the off-ramp's temperature (Guo et al., 2017)."""
@@ -160,6 +170,7 @@ def make_exit_plan(
         all_off_ramps=bool(output_off_ramp_logits),
         compact=bool(thresholds) and not every_layer,
         temperatures=call_temperatures(config, training),
+        past=config.off_ramp_context == "past",
     )
 
 

@@ -9,7 +9,7 @@ from copy import deepcopy
 
 from transformers import PreTrainedConfig
 
-from .configuration_early_exit_deebert import layers_of_exits
+from .configuration_early_exit_deebert import OFF_RAMP_FIELDS, layers_of_exits
 from .original_layouts_deebert import PLACE, find_original_tensors, is_original, modern_tensors
 from .pipeline_deebert import PIPELINE_CODE
 
@@ -172,11 +172,11 @@ class EarlyExitLoading:
 
 def move_off_ramps(model, config) -> None:
     """Moves a loaded model's off-ramps to the layers of another configuration, and takes its defaults over."""
-    known = set(model.config.exit_layers)
-    model.base_model.set_off_ramp_layers(config.off_ramp_layers)
+    known = set(model.config.off_ramp_readings)
+    model.base_model.set_off_ramps(off_ramp_layers=config.off_ramp_layers)
     for field in EXIT_DEFAULTS:
         setattr(model.config, field, getattr(config, field))
-    if not set(model.config.exit_layers) <= known:
+    if not set(model.config.off_ramp_readings) <= known:
         model.config.off_ramps_trained = False
 
 
@@ -193,8 +193,7 @@ def read_config(name, kwargs: dict) -> dict:
 
 def reads_otherwise(wanted: dict, saved: dict) -> bool:
     """Whether off-ramps are to read something else than what the checkpoint's were trained on."""
-    names = ("off_ramp_pooling", "off_ramp_head")
-    return any(name in saved and wanted[name] != saved[name] for name in names)
+    return any(name in saved and wanted[name] != saved[name] for name in OFF_RAMP_FIELDS)
 
 
 def raise_mismatch(mismatched, name) -> None:
@@ -236,8 +235,8 @@ def check_off_ramp_keys(model, info, name, poolers_only: bool) -> None:
         ] * bool(unexpected)
         raise ValueError(
             f"The checkpoint {name!r} has off-ramps, but not those of this model ({'; '.join(listed)}): it is "
-            "incomplete, or `off_ramp_head`, `off_ramp_pooling` or the number of layers differ from what it was "
-            "trained with."
+            "incomplete, or `off_ramp_head`, `off_ramp_pooling`, `off_ramp_context` or the number of layers differ "
+            "from what it was trained with."
         )
     if missing or any("off_ramps." in key[0] for key in info["mismatched_keys"]):
         model.config.forget_off_ramps()

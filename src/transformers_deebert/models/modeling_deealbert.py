@@ -7,7 +7,7 @@ from transformers import AlbertConfig, AlbertForSequenceClassification, AlbertMo
 from .configuration_early_exit_deebert import EarlyExitConfigMixin
 from .early_exit_classifier_deebert import EarlyExitClassifier
 from .early_exit_deebert import EarlyExitBackbone
-from .off_ramps_deebert import OffRamp, OffRampPooler
+from .off_ramps_deebert import OffRampPooler
 
 
 @strict
@@ -31,8 +31,8 @@ class DeeAlbertModel(EarlyExitBackbone, AlbertModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["AlbertLayerGroup"]
 
-    def make_off_ramp(self, config):
-        return OffRamp(config, OffRampPooler(config.hidden_size, torch.tanh), config.classifier_dropout_prob)
+    def off_ramp_parts(self, config):
+        return OffRampPooler(config.hidden_size, torch.tanh), config.classifier_dropout_prob
 
     def pooler_dense(self):
         return self.pooler

@@ -8,7 +8,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import DisentangledSelfA
 from .configuration_early_exit_deebert import EarlyExitConfigMixin
 from .early_exit_classifier_deebert import EarlyExitClassifier
 from .early_exit_deebert import EarlyExitBackbone
-from .off_ramps_deebert import OffRamp, OffRampPooler
+from .off_ramps_deebert import OffRampPooler
 
 
 @strict
@@ -30,11 +30,11 @@ class DeeDebertaV2Model(EarlyExitBackbone, DebertaV2Model):
     _no_split_modules = ["DebertaV2Layer"]
     _can_record_outputs = {"attentions": DisentangledSelfAttention}
 
-    def make_off_ramp(self, config):
+    def off_ramp_parts(self, config):
         # A field that only some checkpoints' configurations have.
         dropout = getattr(config, "cls_dropout", None)
         dropout = config.hidden_dropout_prob if dropout is None else dropout
-        return OffRamp(config, OffRampPooler(config.hidden_size, ACT2FN[config.pooler_hidden_act]), dropout)
+        return OffRampPooler(config.hidden_size, ACT2FN[config.pooler_hidden_act]), dropout
 
     def max_tokens(self):
         return None if self.embeddings.position_embeddings is None else super().max_tokens()

@@ -7,7 +7,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 from .configuration_early_exit_deebert import EarlyExitConfigMixin
 from .early_exit_classifier_deebert import EarlyExitClassifier
 from .early_exit_deebert import EarlyExitBackbone
-from .off_ramps_deebert import OffRamp, OffRampPooler
+from .off_ramps_deebert import OffRampPooler
 
 
 @strict
@@ -32,8 +32,8 @@ class DeeDistilBertModel(EarlyExitBackbone, DistilBertModel):
     pooler = None
     _no_split_modules = ["TransformerBlock"]
 
-    def make_off_ramp(self, config):
-        return OffRamp(config, OffRampPooler(config.dim, torch.relu), config.seq_classif_dropout)
+    def off_ramp_parts(self, config):
+        return OffRampPooler(config.dim, torch.relu), config.seq_classif_dropout
 
     def apply_layer(self, index, state):
         return self.transformer.layer[index](state.hidden, **state.context)

@@ -7,7 +7,7 @@ from transformers import ElectraConfig, ElectraForSequenceClassification, Electr
 from .configuration_early_exit_deebert import EarlyExitConfigMixin
 from .early_exit_classifier_deebert import EarlyExitClassifier
 from .early_exit_deebert import EarlyExitBackbone
-from .off_ramps_deebert import OffRamp, OffRampPooler
+from .off_ramps_deebert import OffRampPooler
 
 
 @strict
@@ -28,9 +28,9 @@ class DeeElectraModel(EarlyExitBackbone, ElectraModel):
     pooler = None
     _no_split_modules = ["ElectraLayer"]
 
-    def make_off_ramp(self, config):
+    def off_ramp_parts(self, config):
         dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        return OffRamp(config, OffRampPooler(config.hidden_size, gelu), dropout)
+        return OffRampPooler(config.hidden_size, gelu), dropout
 
     def embed(self, mask, **inputs):
         hidden = self.embeddings(**inputs)

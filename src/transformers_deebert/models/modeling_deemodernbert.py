@@ -9,7 +9,7 @@ from transformers.models.modernbert.modeling_modernbert import ModernBertPredict
 from .configuration_early_exit_deebert import EarlyExitConfigMixin
 from .early_exit_classifier_deebert import EarlyExitClassifier
 from .early_exit_deebert import EarlyExitBackbone
-from .off_ramps_deebert import OffRamp, mean_pool
+from .off_ramps_deebert import mean_pool
 
 
 @strict
@@ -34,8 +34,8 @@ class DeeModernBertModel(EarlyExitBackbone, ModernBertModel):
     layer_inputs = ("position_ids",)
     pooler = None
 
-    def make_off_ramp(self, config):
-        return OffRamp(config, ModernBertPredictionHead(config), config.classifier_dropout)
+    def off_ramp_parts(self, config):
+        return ModernBertPredictionHead(config), config.classifier_dropout
 
     def max_tokens(self):
         return None  # rotary positions

@@ -8,7 +8,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 from .configuration_early_exit_deebert import EarlyExitConfigMixin
 from .early_exit_classifier_deebert import EarlyExitClassifier
 from .early_exit_deebert import EarlyExitBackbone
-from .off_ramps_deebert import OffRamp, OffRampPooler
+from .off_ramps_deebert import OffRampPooler
 
 
 @strict
@@ -36,8 +36,8 @@ class DeeMPNetModel(EarlyExitBackbone, MPNetModel):
     _no_split_modules = ["MPNetLayer"]
     _can_record_outputs = {"attentions": MPNetSelfAttention}
 
-    def make_off_ramp(self, config):
-        return OffRamp(config, OffRampPooler(config.hidden_size, torch.tanh), config.hidden_dropout_prob)
+    def off_ramp_parts(self, config):
+        return OffRampPooler(config.hidden_size, torch.tanh), config.hidden_dropout_prob
 
     def layer_context(self, state):
         # The bias depends on the distance of two tokens only: one row of it serves all.

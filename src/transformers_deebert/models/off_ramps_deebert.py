@@ -32,11 +32,13 @@ class AttentionPooling(nn.Module):
 
 
 class OffRampPooler(nn.Module):
-    """Dense layer and activation, the counterpart of the family head's."""
+    """Dense layer and activation: the counterpart of the family head's, or the hidden layer of an mlp."""
 
-    def __init__(self, hidden_size: int, activation: Callable[[torch.Tensor], torch.Tensor]):
+    def __init__(
+        self, hidden_size: int, activation: Callable[[torch.Tensor], torch.Tensor], inputs: int | None = None
+    ):
         super().__init__()
-        self.dense = nn.Linear(hidden_size, hidden_size)
+        self.dense = nn.Linear(hidden_size if inputs is None else inputs, hidden_size)
         self.activation = activation
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
@@ -45,29 +47,33 @@ class OffRampPooler(nn.Module):
 
 class OffRamp(nn.Module):
     """
-    The classifier behind one layer: pooling, then `pooler` (with `off_ramp_head="pooler"`), dropout and `classifier`.
+    The classifier behind one layer: pooling, then `pooler` or `mlp` (by `off_ramp_head`), dropout and `classifier`.
 
     Args:
         config ([`EarlyExitConfigMixin`]):
-            `off_ramp_pooling` and `off_ramp_head` choose its parts.
+            `off_ramp_pooling`, `off_ramp_head` and `off_ramp_context` choose its parts.
         pooler (`nn.Module`):
             Counterpart of the dense part of the family's own head, `(rows, hidden)` -> `(rows, hidden)`, with a linear
             layer `dense`. Used with `off_ramp_head="pooler"`.
         dropout (`float`): Rate in front of the classifier.
+        place (`int`): The off-ramp's place in the list; with `off_ramp_context="past"` it reads `place + 1` vectors.
     """
 
-    def __init__(self, config, pooler: nn.Module, dropout: float):
+    def __init__(self, config, pooler: nn.Module, dropout: float, place: int):
         super().__init__()
         self.pooling = config.off_ramp_pooling
         self.attention = AttentionPooling(config.hidden_size) if self.pooling == "attention" else None
-        self.pooler = pooler if config.off_ramp_head == "pooler" else None
+        size, head = config.hidden_size, config.off_ramp_head
+        inputs = size * (place + 1) if config.off_ramp_context == "past" else size
+        self.pooler = pooler if head == "pooler" else None
+        self.mlp = OffRampPooler(size, nn.functional.gelu, inputs) if head == "mlp" else None
         self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.classifier = nn.Linear(inputs if head == "linear" else size, config.num_labels)
 
     def pool(self, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """
-        What [`forward`] reads: `(rows, tokens, hidden)` states and `(rows, tokens)` mask, `None` where all tokens are
-        attended, -> `(rows, hidden)`.
+        The pooled vector of one layer: `(rows, tokens, hidden)` states and `(rows, tokens)` mask, `None` where all
+        tokens are attended, -> `(rows, hidden)`.
         """
         if self.pooling == "cls":
             return hidden.select(1, 0)
@@ -76,8 +82,12 @@ class OffRamp(nn.Module):
         return self.attention(hidden, mask)
 
     def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(rows, hidden)` -> the vector its classifier reads, `(rows, hidden)`, and logits `(rows, labels)`."""
-        vector = pooled if self.pooler is None else self.pooler(pooled)
+        """
+        The pooled vector, or with the context "past" those of all exits so far side by side, `(rows, inputs)` -> the
+        vector that the classifier reads, `(rows, hidden)` or `(rows, inputs)`, and logits `(rows, labels)`.
+        """
+        dense = self.pooler if self.mlp is None else self.mlp
+        vector = pooled if dense is None else dense(pooled)
         # An off-ramp is a dozen tiny operations behind every layer: at batch 1 an idle dropout call is felt.
         return vector, self.classifier(self.dropout(vector) if self.training else vector)
 

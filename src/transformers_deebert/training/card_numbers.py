@@ -12,10 +12,8 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import EvalPrediction
 from transformers.utils import logging
 
-from ..analysis.exit_curve import thresholds_by_saving
 from ..analysis.exit_table import ExitTable
-from ..analysis.sweep import OperatingPoint, sweep_thresholds
-from ..analysis.threshold_choice import pick_threshold
+from ..analysis.selection import pick_threshold
 from ..hub.card_data import CardData
 
 
@@ -61,6 +59,10 @@ def stage_numbers(trainer: Any) -> dict[str, Any]:
     }
     if trainer.trained_part == "off_ramps":
         numbers["off_ramp_mode"] = trainer.off_ramp_mode
+    if trainer.trained_part == "all":
+        numbers["strategy"] = args.joint_strategy
+        if trainer.full_depths is not None:
+            numbers |= {f"full_depth_{when}": trainer.full_depths[when] for when in ("before", "after")}
     runtimes = [entry["train_runtime"] for entry in trainer.state.log_history if "train_runtime" in entry]
     if runtimes:
         numbers["seconds"] = round(runtimes[-1], 1)
@@ -183,29 +185,10 @@ def score_numbers(trainer: Any, dataset: Any) -> dict[str, Any]:
         of_classes = [score(logits[:, layer].argmax(-1), labels)[metric] for layer in range(logits.shape[1])]
         if np.allclose(of_classes, scores, rtol=0, atol=1e-9):
             table = replace(ExitTable.from_logits(logits, labels), exit_layers=trainer.exit_layers)
-            numbers |= trade_off_numbers(table, score, metric)
+            numbers |= CardData.from_table(table, metric, score).to_dict()
+            if len(table) >= 4:
+                choice = pick_threshold(table, max_metric_drop=MAX_DROP, metric=metric, compute_metric=score)
+                numbers |= CardData.from_choice(choice).to_dict()
     except Exception as error:  # `compute_metrics` is the user's, and was not made for predicted classes
         logger.warning(f"The model card has no trade-off: `compute_metrics` cannot score predicted classes ({error}).")
     return numbers
-
-
-def trade_off_numbers(table: ExitTable, score: Any, metric: str) -> dict[str, Any]:
-    """Score and saving at some thresholds, and at one that is chosen on one half of the rows and read on the other."""
-    points = sweep_thresholds(table, [0.0, *thresholds_by_saving(table)], score)
-    numbers: dict[str, Any] = {"trade_off": [trade_off_row(point, points[0], metric) for point in points]}
-    if (table.score_name, table.patience) != ("entropy", 1):
-        numbers["trade_off_criterion"] = {"score": table.score_name, "patience": table.patience}
-    if len(table) >= 4:
-        choice = pick_threshold(table, max_score_drop=MAX_DROP, metric=metric, score=score)
-        numbers["chosen"] = CardData.from_choice(choice).chosen
-    return numbers
-
-
-def trade_off_row(point: OperatingPoint, full: OperatingPoint, metric: str) -> dict[str, Any]:
-    return {
-        "threshold": point.threshold,
-        "score": point.scores[metric],
-        "score_change": point.scores[metric] - full.scores[metric],
-        "layer_saving": point.layer_saving,
-        "note": "full depth" if point.threshold == 0 else "",
-    }

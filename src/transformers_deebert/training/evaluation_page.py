@@ -7,9 +7,9 @@ import numpy as np
 from transformers.utils import logging
 
 from ..analysis.exit_table import ExitTable
+from ..analysis.metrics import EXACT
 from ..analysis.report import LEAST_ROWS, make_report
 from ..analysis.row_windows import token_count
-from ..analysis.scores import EXACT
 from ..models.configuration_early_exit_deebert import class_names
 
 

@@ -11,6 +11,7 @@ from ..checks import check_single_label
 from ..models.inputs_deebert import check_labels
 from .evaluation_page import write_evaluation_page
 from .stage_trainer import StageTrainer
+from .training_arguments import DeeBertTrainingArguments
 
 
 def accuracy(prediction: EvalPrediction) -> dict[str, float]:
@@ -40,7 +41,22 @@ class MultiExitTrainer(StageTrainer):
         ValueError: for a model without off-ramps, or that does not choose one of several classes.
     """
 
-    needs_labels = True  # whether the loss does
+    args: DeeBertTrainingArguments
+    default_distillation = (0.0, 1.0)
+
+    @property
+    def distillation(self) -> tuple[float, float]:
+        """Weight and temperature of the distillation: those of the arguments, or the strategy's own."""
+        given = self.args.distillation_weight, self.args.distillation_temperature
+        weight, temperature = (
+            own if one is None else one for one, own in zip(given, self.default_distillation, strict=True)
+        )
+        return weight, temperature
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the loss does."""
+        return True
 
     def __init__(self, model=None, args=None, *, compute_metrics=None, compute_loss_func=None, **kwargs):
         self.layer_metrics = compute_metrics or accuracy
@@ -98,6 +114,17 @@ class MultiExitTrainer(StageTrainer):
         outputs = SequenceClassifierOutput(logits=logits)
         return self.exit_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
 
+    def distillation_loss(self, logits, head, labels, num_items_in_batch=None) -> torch.Tensor:
+        """
+        T² KL(softmax(head / T) ‖ softmax(logits / T)), the gradient of `head` stopped: of the labelled rows, of all
+        where there are no labels. Arguments as of [`combined_loss`].
+        """
+        if labels is not None:
+            logits, head = logits[labels != -100], head[labels != -100]
+        (_, temperature), count = self.distillation, num_items_in_batch
+        total = temperature**2 * divergence(logits, head, temperature).sum()
+        return total / (len(logits) if count is None else count)
+
     def cross_entropy(self, outputs, labels, num_items_in_batch=None) -> torch.Tensor:
         count, reduction = (1, "mean") if num_items_in_batch is None else (num_items_in_batch, "sum")
         logits, smoothing = outputs.logits.float(), self.args.label_smoothing_factor
@@ -110,7 +137,11 @@ class MultiExitTrainer(StageTrainer):
         if labels is not None:
             labels = check_labels(labels, self.early_exit_model.config, len(off_ramps[0]), self.model.training)
         head = outputs.logits if head is None else head
-        return self.combined_loss(off_ramps, head, labels, num_items_in_batch=num_items_in_batch)
+        loss = self.combined_loss(off_ramps, head, labels, num_items_in_batch=num_items_in_batch)
+        if num_items_in_batch is None and self.model.training:
+            # Trainer takes a loss of `compute_loss_func` as divided by the labels of all accumulated batches.
+            loss = loss / self.current_gradient_accumulation_steps
+        return loss
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         inputs = {**inputs, "return_dict": True}
@@ -144,6 +175,12 @@ class MultiExitTrainer(StageTrainer):
         for layer, numbers in zip(self.exit_layers, exits, strict=True):
             metrics.update({f"layer_{layer}_{name}": value for name, value in numbers.items()})
         return metrics
+
+
+def divergence(logits: torch.Tensor, head: torch.Tensor, temperature: float) -> torch.Tensor:
+    """`(rows,)`: KL(softmax(head / T) ‖ softmax(logits / T)), without a gradient of `head`."""
+    student, teacher = ((one.float() / temperature).log_softmax(-1) for one in (logits, head.detach()))
+    return nn.functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
 
 
 def check_class_indices(name: str, labels, required: bool) -> None:

@@ -59,19 +59,17 @@ def check_free_space(folder: Path, size: int) -> None:
 
 def run_backbone(model, inputs: dict, reads_head: bool) -> dict[str, np.ndarray]:
     """What a cached step reads of a batch: the inputs of the off-ramps and, where the loss reads it, the head."""
-    if not reads_head:
-        return {"off_ramp_inputs": to_array(model.base_model.compute_off_ramp_inputs(**inputs))}
-    read: list[torch.Tensor] = []
-    hooks = [
-        off_ramp.register_forward_pre_hook(lambda module, args: read.append(args[0]))
-        for off_ramp in model.base_model.off_ramps
-    ]
-    try:
-        output = model(**inputs, output_off_ramp_logits=True, return_dict=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {"off_ramp_inputs": to_array(torch.stack(read, 1)), "head_logits": to_array(output.off_ramp_logits[-1])}
+    *layers, depth = model.exit_layers
+    state, _ = model.begin(**inputs)
+    pooled, head = [], {}
+    for layer in [*layers, depth] if reads_head else layers:
+        while state.layer < layer:
+            model.advance(state)
+        if layer == depth:
+            head = {"head_logits": to_array(model.evaluate_exit(state).logits)}
+        else:
+            pooled.append(model.base_model.pooled_vector(state))
+    return {"off_ramp_inputs": to_array(torch.stack(pooled, 1))} | head
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:

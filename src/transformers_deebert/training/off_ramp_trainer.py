@@ -16,8 +16,8 @@ from .training_arguments import OFF_RAMP_MODES, DeeBertTrainingArguments
 class OffRampTrainer(MultiExitTrainer):
     """
     Stage 2 (DeeBERT, section 3.1): trains the off-ramps, with the plain sum of their losses (cross-entropy unless
-    `compute_loss_func` is given); everything else is frozen and stays as it is. Metrics and predictions are those of
-    every exit, see [`MultiExitTrainer`].
+    `compute_loss_func` is given, and distillation from the model's own head by `args.distillation_weight`); everything
+    else is frozen and stays as it is. Metrics and predictions are those of every exit, see [`MultiExitTrainer`].
 
     - `args.off_ramp_mode` chooses whether the backbone runs at every step; see [`DeeBertTrainingArguments`].
     - Training drops `config.off_ramp_temperatures`, which were fitted to the off-ramps as they were before.
@@ -28,10 +28,16 @@ class OffRampTrainer(MultiExitTrainer):
     """
 
     trained_part = "off_ramps"
-    # Whether the loss reads the head's logits: cached training then keeps them beside the off-ramps' inputs.
-    reads_head = False
     cached_inputs: CachedInputs | None = None
-    args: DeeBertTrainingArguments
+
+    @property
+    def reads_head(self) -> bool:
+        """Whether the loss reads the head's logits: cached training then keeps them beside the off-ramps' inputs."""
+        return self.distillation[0] > 0
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.distillation[0] < 1
 
     @property
     def off_ramp_mode(self) -> str:
@@ -51,11 +57,18 @@ class OffRampTrainer(MultiExitTrainer):
         if not isinstance(self.args, DeeBertTrainingArguments):
             raise ValueError(f"`args` must be `DeeBertTrainingArguments`, got `{type(self.args).__name__}`.")
         super().check_model()
+        self.args.check_distillation()
         _ = self.off_ramp_mode  # raises
 
     def combined_loss(self, off_ramps, head, labels, num_items_in_batch=None) -> torch.Tensor:
-        """Sum of the off-ramps' losses; the model's own head does not take part."""
-        return torch.stack([self.exit_loss(logits, labels, num_items_in_batch) for logits in off_ramps]).sum()
+        """Sum of the off-ramps' losses, (1 - g) CE_i + g T² KL(p_L ‖ p_i); g = 0: the head does not take part."""
+        (weight, _), losses = self.distillation, []
+        for logits in off_ramps:
+            if weight < 1:
+                losses.append((1 - weight) * self.exit_loss(logits, labels, num_items_in_batch))
+            if weight > 0:
+                losses.append(weight * self.distillation_loss(logits, head, labels, num_items_in_batch))
+        return torch.stack(losses).sum()
 
     # ---- cached inputs
 
@@ -105,7 +118,8 @@ class OffRampTrainer(MultiExitTrainer):
             folder.mkdir(parents=True)
         self.accelerator.wait_for_everyone()
         num_off_ramps = len(model.base_model.off_ramps)
-        check_free_space(folder, rows * (num_off_ramps * model.config.hidden_size * 4 + 8))
+        numbers = num_off_ramps * model.config.hidden_size + self.reads_head * model.config.num_labels
+        check_free_space(folder, rows * (4 * numbers + 8))
         self.accelerator.wait_for_everyone()
         model.eval()  # a training step sets it back
         progress = not self.args.disable_tqdm and self.is_local_process_zero()

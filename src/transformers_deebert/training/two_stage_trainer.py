@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 from accelerate import PartialState
 from huggingface_hub import HfApi
@@ -16,6 +17,7 @@ from ..hub.model_card import write_model_card
 from .adapters import refuse_adapters
 from .backbone_trainer import BackboneTrainer
 from .card_numbers import card_arguments, run_numbers, score_numbers, stage_numbers
+from .joint_trainer import JointTrainer
 from .off_ramp_trainer import OffRampTrainer
 from .stage_trainer import StageTrainer, has_trainer_state, last_complete_checkpoint
 from .training_arguments import DeeBertTrainingArguments
@@ -25,6 +27,13 @@ logger = logging.get_logger(__name__)
 
 HUB_ARGUMENTS = ("hub_model_id", "hub_token", "hub_private_repo", "hub_revision")
 STAGE_NUMBERS_FILE = "stage_numbers.json"
+
+
+TRAINERS: dict[str, Any] = {"backbone": BackboneTrainer, "joint": JointTrainer, "off_ramps": OffRampTrainer}
+# The stages by `second_stage`, each with a folder of its name.
+STAGES = {"off_ramps": ("backbone", "off_ramps"), "joint": ("backbone", "joint", "off_ramps")}
+# Checkpoints, what is pickled, and what is for this machine alone.
+NOT_PUSHED = ("checkpoint-*", "*.bin", "*.pt", "*.pth", "_*", ".*")
 
 
 class TwoStageTrainer:
@@ -40,7 +49,11 @@ class TwoStageTrainer:
         model (`PreTrainedModel`, *optional*): An early-exit classifier; or `model_init`.
         backbone_args, off_ramp_args ([`DeeBertTrainingArguments`]): The stages' arguments, with the same `output_dir`.
         model_init (`Callable`, *optional*): Makes the model, from the seed of `backbone_args`.
-        callbacks (`list`, *optional*): For both stages; those with a state of their own, such as early stopping, start
+        second_stage (`str`, *optional*, defaults to `"off_ramps"`):
+            `"joint"`: between the stages everything is trained at once, by [`JointTrainer`] with `joint_args`, which
+            changes the answers at full depth; stage 2 then trains the off-ramps on the new encoder.
+        joint_args ([`DeeBertTrainingArguments`], *optional*): Of joint training, with `second_stage="joint"`.
+        callbacks (`list`, *optional*): For all stages; those with a state of their own, such as early stopping, start
             stage 2 as they were given.
         trainer_kwargs:
             Whatever else [`~transformers.Trainer`] takes, for both stages: `train_dataset`, `eval_dataset`,
@@ -63,18 +76,28 @@ class TwoStageTrainer:
         backbone_args: DeeBertTrainingArguments | None = None,
         off_ramp_args: DeeBertTrainingArguments | None = None,
         *,
+        second_stage: str = "off_ramps",
+        joint_args: DeeBertTrainingArguments | None = None,
         model_init=None,
         callbacks=None,
         **trainer_kwargs,
     ):
-        for name, args in (("backbone_args", backbone_args), ("off_ramp_args", off_ramp_args)):
+        if second_stage not in STAGES:
+            raise ValueError(f"`second_stage` must be one of {', '.join(STAGES)}, got {second_stage!r}.")
+        if (joint_args is not None) != (second_stage == "joint"):
+            raise ValueError(
+                f"`joint_args` belong to `second_stage` 'joint', which is {second_stage!r}: give both or none."
+            )
+        given = {"backbone_args": backbone_args, "joint_args": joint_args, "off_ramp_args": off_ramp_args}
+        given = {name: args for name, args in given.items() if name != "joint_args" or second_stage == "joint"}
+        for name, args in given.items():
             if not isinstance(args, DeeBertTrainingArguments):
                 raise ValueError(f"`{name}` must be `DeeBertTrainingArguments`, got {type(args).__name__}.")
-        if Path(backbone_args.output_dir) != Path(off_ramp_args.output_dir):
-            raise ValueError(
-                f"`backbone_args` and `off_ramp_args` must have one `output_dir`, got {backbone_args.output_dir!r} "
-                f"and {off_ramp_args.output_dir!r}."
-            )
+            if Path(args.output_dir) != Path(backbone_args.output_dir):
+                raise ValueError(
+                    f"`backbone_args` and `{name}` must have one `output_dir`, got {backbone_args.output_dir!r} "
+                    f"and {args.output_dir!r}."
+                )
         if (model is None) == (model_init is None):
             raise ValueError("Give exactly one of `model` and `model_init`.")
         if model is not None:
@@ -84,31 +107,34 @@ class TwoStageTrainer:
                 "`optimizers` is given, but each stage needs an optimizer and a schedule of its own: choose them in "
                 "the stages' arguments, or run `BackboneTrainer` and `OffRampTrainer` one after the other."
             )
-        self.hub = {name: common_value(name, backbone_args, off_ramp_args) for name in HUB_ARGUMENTS}
-        self.push_at_the_end = backbone_args.push_to_hub or off_ramp_args.push_to_hub
+        self.hub = {name: common_value(name, *given.values()) for name in HUB_ARGUMENTS}
+        self.push_at_the_end = any(args.push_to_hub for args in given.values())
         self.card_numbers: dict = {}  # what is known of the finished model
         self.card_options: dict = {}  # what the user has given for its card
         self.model = model
         self.model_init = model_init
         self.output_dir = Path(backbone_args.output_dir)
-        self.backbone_args = stage_arguments(backbone_args, "backbone")
-        self.off_ramp_args = stage_arguments(off_ramp_args, "off_ramps")
-        self.callbacks = {"backbone": callbacks, "off_ramps": fresh_callbacks(callbacks)}
+        self.stages = STAGES[second_stage]
+        self.stage_args = {
+            stage: stage_arguments(args, stage) for stage, args in zip(self.stages, given.values(), strict=True)
+        }
+        self.callbacks = {
+            stage: fresh_callbacks(callbacks) if place else callbacks for place, stage in enumerate(self.stages)
+        }
         self.trainer_kwargs = trainer_kwargs
-        self.backbone_trainer: BackboneTrainer | None = None
-        self.off_ramp_trainer: OffRampTrainer | None = None
+        self.trainers: dict[str, Any] = {}  # of the stages that this object has run
 
     def train(self, resume_from_checkpoint: bool | None = None) -> dict[str, TrainOutput]:
         """
-        Runs both stages and saves the finished model.
+        Runs all stages and saves the finished model.
 
         Args:
             resume_from_checkpoint (`bool`, *optional*):
                 Continues a run that was interrupted, in whichever stage. Without any checkpoint it starts afresh.
 
         Returns:
-            `dict` of each stage's `TrainOutput`, under `"backbone"` (absent when it was finished before) and
-            `"off_ramps"`.
+            `dict` of each stage's `TrainOutput`, under `"backbone"`, `"joint"` and `"off_ramps"`; absent are stages
+            that were finished before.
 
         Raises:
             ValueError: for an output folder that is not empty (unless resuming) or cannot be written to.
@@ -119,16 +145,20 @@ class TwoStageTrainer:
                 "last checkpoint are found in `output_dir`."
             )
         check_output_dir(self.output_dir, may_have_files=bool(resume_from_checkpoint))
-        self.check_stage_2()
+        self.check_later_stages()
         PartialState().wait_for_everyone()  # no process writes before all have looked
-        outputs = {}
-        if not (resume_from_checkpoint and self.backbone_is_trained()):
-            self.backbone_trainer = self.make_trainer(BackboneTrainer, self.backbone_args)
-            outputs["backbone"] = run_stage(self.backbone_trainer, resume_from_checkpoint)
-        elif last_complete_checkpoint(self.off_ramp_args.output_dir) is None:
-            self.load_backbone()
-        self.off_ramp_trainer = self.make_trainer(OffRampTrainer, self.off_ramp_args)
-        outputs["off_ramps"] = run_stage(self.off_ramp_trainer, resume_from_checkpoint)
+        outputs, finished = {}, None
+        for stage in self.stages:
+            folder = self.stage_args[stage].output_dir
+            # A stage that was finished: its folder holds the trainer state, written behind the model.
+            if resume_from_checkpoint and stage != "off_ramps" and has_trainer_state(folder):
+                finished = stage
+                continue
+            if finished is not None and last_complete_checkpoint(folder) is None:
+                self.load_stage(finished)
+            finished = None
+            self.trainers[stage] = self.make_trainer(stage)
+            outputs[stage] = run_stage(self.trainers[stage], resume_from_checkpoint)
         self.off_ramp_trainer.save_model(str(self.output_dir))  # before anything else can fail
         self.card_numbers = self.collect_numbers()
         if self.off_ramp_trainer.is_world_process_zero():
@@ -137,11 +167,12 @@ class TwoStageTrainer:
             self.push_to_hub()
         return outputs
 
-    def check_stage_2(self) -> None:
-        """Lets stage 2 check model and data before stage 1 has run; a trainer of its own, which is thrown away."""
-        args = copy.copy(self.off_ramp_args)
-        args.report_to = []
-        OffRampTrainer(model=self.get_model(), args=args, **self.trainer_kwargs).check_data()
+    def check_later_stages(self) -> None:
+        """Lets later stages check model and data before stage 1 has run, in trainers that are thrown away."""
+        for stage in self.stages[1:]:
+            args = copy.copy(self.stage_args[stage])
+            args.report_to = []
+            TRAINERS[stage](model=self.get_model(), args=args, **self.trainer_kwargs).check_data()
 
     def hyperparameter_search(self, *args, **kwargs):
         """Not for both stages at once: raises `NotImplementedError` with what to do."""
@@ -154,7 +185,7 @@ class TwoStageTrainer:
     def collect_numbers(self) -> dict:
         """What the run knows of the model, with scores from one pass over `eval_dataset`, if there is one."""
         numbers = run_numbers({"off_ramps": self.off_ramp_trainer})
-        for args in (self.backbone_args, self.off_ramp_args):  # those of an earlier process as well
+        for args in self.stage_args.values():  # those of an earlier process as well
             path = Path(args.output_dir) / STAGE_NUMBERS_FILE
             if path.is_file():
                 numbers["training"][path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
@@ -167,38 +198,41 @@ class TwoStageTrainer:
             logger.warning(f"The model card has no scores: `eval_dataset` cannot be scored ({error}).")
             return numbers
 
-    def backbone_is_trained(self) -> bool:
-        """Whether stage 1 was finished: its folder then holds the trainer state, written behind the model."""
-        return has_trainer_state(self.backbone_args.output_dir)
-
-    def load_backbone(self) -> None:
-        """Loads the weights that stage 1 has saved, in place."""
+    def load_stage(self, stage: str) -> None:
+        """Loads the weights that a stage has saved, in place."""
         model = self.get_model()
-        model.load_state_dict(type(model).from_pretrained(self.backbone_args.output_dir).state_dict())
+        model.load_state_dict(type(model).from_pretrained(self.stage_args[stage].output_dir).state_dict())
 
     def get_model(self):
         if self.model is None:
-            set_seed(self.backbone_args.seed)
+            set_seed(self.stage_args["backbone"].seed)
             self.model = self.model_init()
         return self.model
 
-    def make_trainer(self, trainer_class, args):
+    def make_trainer(self, stage: str):
         """The trainer of one stage; making it sets the seed again."""
-        stage = Path(args.output_dir).name
-        return trainer_class(model=self.get_model(), args=args, callbacks=self.callbacks[stage], **self.trainer_kwargs)
+        settings = {"args": self.stage_args[stage], "callbacks": self.callbacks[stage]}
+        return TRAINERS[stage](model=self.get_model(), **settings, **self.trainer_kwargs)
 
     def evaluate(self, *args, **kwargs) -> dict[str, float]:
         """[`OffRampTrainer.evaluate`]: metrics of every exit, at full depth."""
-        return self.get_off_ramp_trainer().evaluate(*args, **kwargs)
+        return self.off_ramp_trainer.evaluate(*args, **kwargs)
 
     def predict(self, *args, **kwargs):
         """[`OffRampTrainer.predict`]: logits of every exit, from one pass."""
-        return self.get_off_ramp_trainer().predict(*args, **kwargs)
+        return self.off_ramp_trainer.predict(*args, **kwargs)
 
-    def get_off_ramp_trainer(self) -> OffRampTrainer:
-        if self.off_ramp_trainer is None:
-            self.off_ramp_trainer = self.make_trainer(OffRampTrainer, self.off_ramp_args)
-        return self.off_ramp_trainer
+    @property
+    def backbone_trainer(self) -> BackboneTrainer | None:
+        """The trainer of stage 1, once it has run."""
+        return self.trainers.get("backbone")
+
+    @property
+    def off_ramp_trainer(self) -> OffRampTrainer:
+        """The trainer of stage 2."""
+        if "off_ramps" not in self.trainers:
+            self.trainers["off_ramps"] = self.make_trainer("off_ramps")
+        return self.trainers["off_ramps"]
 
     def save_model(self, output_dir: str | None = None, **card) -> None:
         """
@@ -208,7 +242,7 @@ class TwoStageTrainer:
             output_dir (`str`, *optional*): Another folder.
             card: Further facts for the card, as in [`push_to_hub`].
         """
-        folder, trainer = str(output_dir or self.output_dir), self.get_off_ramp_trainer()
+        folder, trainer = str(output_dir or self.output_dir), self.off_ramp_trainer
         trainer.save_model(folder)
         if trainer.is_world_process_zero():
             self.write_card(folder, **card)
@@ -246,7 +280,7 @@ class TwoStageTrainer:
         private = self.hub["hub_private_repo"] if private is None else private
         # Mistakes in the card's facts show before anything is pushed.
         card_arguments(**{name: value for name, value in card.items() if name not in ("license", "tags")})
-        if not self.get_off_ramp_trainer().is_world_process_zero():
+        if not self.off_ramp_trainer.is_world_process_zero():
             self.save_model()
             return None
         api = HfApi(token=token)
@@ -261,7 +295,7 @@ class TwoStageTrainer:
             folder_path=self.output_dir,
             commit_message=commit_message,
             revision=revision,
-            ignore_patterns=["backbone/*", "off_ramps/*", "checkpoint-*", "*.bin", "*.pt", "*.pth", "_*", ".*"],
+            ignore_patterns=[*(f"{stage}/*" for stage in TRAINERS), *NOT_PUSHED],
         )
 
 

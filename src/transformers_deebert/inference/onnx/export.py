@@ -86,7 +86,7 @@ def export_onnx(
         ValueError: for a model that is no classifier with off-ramps; an opset out of range; another dtype; a folder
             that holds files; nothing to write; for `single_file`, a model that does not choose one of several classes,
             whose configuration has a patience or a score that compares exits (`"disagreement"`), or whose weights
-            exceed the 2 GB that one file can have.
+            exceed the 2 GB that one file can have; for `segments`, a model with `off_ramp_context="past"`.
     """
     if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
         raise ValueError(f"`opset` must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}.")
@@ -100,6 +100,11 @@ def export_onnx(
     tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if single_file:
         check_single_file(model)
+    if segments and model.config.off_ramp_context == "past":
+        raise ValueError(
+            "`segments` is True, but with `off_ramp_context` 'past' off-ramps read vectors of earlier layers, which "
+            "segments do not hand on: write `model.onnx` alone with `segments=False`."
+        )
     if dtype == "int8":
         warn_of_defaults(model.config)
     model = exportable(model)

@@ -14,7 +14,7 @@ from test_exit_table import collate, make_rows
 
 from transformers_deebert import ExitTable, collect_exits, pick_threshold, sweep_thresholds
 from transformers_deebert.analysis import LatencyProfile
-from transformers_deebert.analysis.threshold_choice import rows_needed
+from transformers_deebert.analysis.guarantee import rows_needed
 
 
 # Not all of it rises from layer to layer: as measured.
@@ -52,7 +52,7 @@ def test_a_saving():
 
 def test_a_drop():
     table = make_table()
-    choices = [pick_threshold(table, max_score_drop=drop) for drop in (0.005, 0.02, 0.1)]
+    choices = [pick_threshold(table, max_metric_drop=drop) for drop in (0.005, 0.02, 0.1)]
     choosing, _ = table.split(0)
     full = (choosing.answers[:, -1] == choosing.labels).mean()
     for choice, drop in zip(choices, (0.005, 0.02, 0.1), strict=True):
@@ -71,7 +71,7 @@ def test_targets_that_cannot_be_met():
     flat = table.logits.copy()
     flat[:, :-1] = -flat[:, :-1]  # every off-ramp is sure and wrong
     table = ExitTable(flat, table.labels, table.lengths, table.ids, table.label_names)
-    choice = pick_threshold(table, max_score_drop=0.0001)
+    choice = pick_threshold(table, max_metric_drop=0.0001)
     assert not choice.met
     assert choice.threshold == 0
     assert "No threshold saves anything" in choice.reason
@@ -85,7 +85,7 @@ def test_the_guarantee_on_new_rows():
     drops, savings = [], []
     for _ in range(200):
         table = population.select(generator.integers(0, len(population), 600))
-        choice = pick_threshold(table, max_score_drop=0.02, confidence=0.9)
+        choice = pick_threshold(table, max_metric_drop=0.02, confidence=0.9)
         exits, answers = population.exits_at(choice.threshold)
         drops.append(right.mean() - (answers == population.labels).mean())
         savings.append(1 - exits.mean() / 6)
@@ -96,7 +96,7 @@ def test_the_guarantee_on_new_rows():
 
 def test_the_guarantee_is_a_test_of_harmful_flips():
     table = make_table()
-    choice = pick_threshold(table, max_score_drop=0.02, confidence=0.95)
+    choice = pick_threshold(table, max_metric_drop=0.02, confidence=0.95)
     _, answers = table.exits_at(choice.threshold)
     harmful = ((table.answers[:, -1] == table.labels) & (answers != table.labels)).sum()
     assert choice.harmful_flips == harmful
@@ -104,11 +104,11 @@ def test_the_guarantee_is_a_test_of_harmful_flips():
     terms = [math.comb(2000, k) * 0.02**k * 0.98 ** (2000 - k) for k in range(harmful + 1)]
     assert sum(terms) <= 0.05
     assert choice.rows == len(table)
-    assert pick_threshold(table, max_score_drop=0.02, confidence=0.999).threshold <= choice.threshold
+    assert pick_threshold(table, max_metric_drop=0.02, confidence=0.999).threshold <= choice.threshold
 
 
 def test_too_few_rows_for_a_guarantee():
-    choice = pick_threshold(make_table(rows=200), max_score_drop=0.01, confidence=0.95)
+    choice = pick_threshold(make_table(rows=200), max_metric_drop=0.01, confidence=0.95)
     assert not choice.met
     assert choice.threshold == 0
     assert "it takes 299 rows" in choice.reason  # 0.99 ** 299 < 0.05 < 0.99 ** 298
@@ -119,16 +119,16 @@ def test_too_few_rows_for_a_guarantee():
     ("settings", "message"),
     [
         ({}, "exactly one"),
-        ({"target_saving": 0.4, "max_score_drop": 0.01}, "exactly one"),
+        ({"target_saving": 0.4, "max_metric_drop": 0.01}, "exactly one"),
         ({"target_saving": 0.4, "confidence": 0.95}, "`confidence`"),
         ({"target_saving": 1.5}, "`target_saving`.*1.5"),
-        ({"max_score_drop": -0.01}, "`max_score_drop`"),
-        ({"max_score_drop": 0, "confidence": 0.95}, "`max_score_drop`"),
+        ({"max_metric_drop": -0.01}, "`max_metric_drop`"),
+        ({"max_metric_drop": 0, "confidence": 0.95}, "`max_metric_drop`"),
         ({"target_latency_ms": 3}, "`target_latency_ms` needs `latency`"),
         ({"target_latency_ms": float("nan")}, "`target_latency_ms` must be finite"),
-        ({"max_score_drop": 0.01, "confidence": 0.95, "metric": "f1"}, "`confidence` guarantees accuracy"),
-        ({"max_score_drop": 0.01, "confidence": 0.95, "per_layer": True}, "`confidence` guarantees accuracy"),
-        ({"max_score_drop": 0.01, "confidence": 95}, "`confidence`.*95"),
+        ({"max_metric_drop": 0.01, "confidence": 0.95, "metric": "f1"}, "`confidence` guarantees accuracy"),
+        ({"max_metric_drop": 0.01, "confidence": 0.95, "per_layer": True}, "`confidence` guarantees accuracy"),
+        ({"max_metric_drop": 0.01, "confidence": 95}, "`confidence`.*95"),
     ],
 )
 def test_bad_arguments(settings, message):
@@ -141,7 +141,7 @@ def test_a_score_that_is_no_number():
         return {"mine": float("nan")}
 
     with pytest.raises(ValueError, match="`metric` 'mine' is -inf at full depth"):
-        pick_threshold(make_table(rows=50), max_score_drop=0.01, metric="mine", score=nothing)
+        pick_threshold(make_table(rows=50), max_metric_drop=0.01, metric="mine", compute_metric=nothing)
 
 
 def test_too_few_rows_at_all():
@@ -186,11 +186,11 @@ def test_a_latency_that_is_just_reached():
         target = expected_ms(table, cut)
         for per_layer in (False, True):
             choice = pick_threshold(
-                table, target_latency_ms=target, latency=PROFILE, reading=table, per_layer=per_layer
+                table, target_latency_ms=target, latency=PROFILE, evaluate_on=table, per_layer=per_layer
             )
             assert choice.met
             assert choice.latency_ms <= target + 1e-9
-        choice = pick_threshold(table, target_latency_ms=target, latency=PROFILE, reading=table)
+        choice = pick_threshold(table, target_latency_ms=target, latency=PROFILE, evaluate_on=table)
         assert choice.layer_saving <= 1 - table.exits_at(cut)[0].mean() / 6 + 1e-9  # no higher threshold than this
 
 
@@ -206,7 +206,7 @@ def test_a_latency_that_cannot_be_met():
 
 def test_profiles_that_do_not_fit():
     other = LatencyProfile((5,), np.ones((1, 12)), 1, {})
-    for target in ({"target_saving": 0.3}, {"target_latency_ms": 1.0}, {"max_score_drop": 0.01, "confidence": 0.9}):
+    for target in ({"target_saving": 0.3}, {"target_latency_ms": 1.0}, {"max_metric_drop": 0.01, "confidence": 0.9}):
         with pytest.raises(ValueError, match="`latency` is of a model with 12 layers .*`table` of one with 6"):
             pick_threshold(class_table(rows=50), latency=other, **target)
     with pytest.raises(ValueError, match="`latency` needs lengths, and `table` has rows of 0 tokens"):
@@ -225,12 +225,12 @@ def test_f1_against_every_threshold(classes):
     full, _ = at(0.0)
     for drop in (0.0, 0.02, 0.1):
         allowed = [saving for score, saving in map(at, cuts(table.entropies[:, :-1])) if score >= full - drop - 1e-12]
-        choice = pick_threshold(table, max_score_drop=drop, metric="f1", reading=table)
+        choice = pick_threshold(table, max_metric_drop=drop, metric="f1", evaluate_on=table)
         assert choice.metric == "f1"
         assert (choice.score, choice.layer_saving) == pytest.approx(at(choice.threshold))
         assert choice.layer_saving == pytest.approx(max(allowed))
         assert choice.score_change >= -drop - 1e-9
-    assert pick_threshold(table, max_score_drop=0.02, metric="f1").full_score != pytest.approx(full)  # the other half
+    assert pick_threshold(table, max_metric_drop=0.02, metric="f1").full_score != pytest.approx(full)  # the other half
 
 
 class BalancedAccuracy:
@@ -244,7 +244,7 @@ class BalancedAccuracy:
 def test_a_score_of_ones_own():
     table = class_table(rows=300)
     choice = pick_threshold(
-        table, max_score_drop=0.03, metric="balanced_accuracy", score=BalancedAccuracy(), reading=table
+        table, max_metric_drop=0.03, metric="balanced_accuracy", compute_metric=BalancedAccuracy(), evaluate_on=table
     )
     answers = table.exits_at(choice.threshold)[1]
     assert choice.met
@@ -254,20 +254,20 @@ def test_a_score_of_ones_own():
     points = sweep_thresholds(table, None, BalancedAccuracy())
     allowed = [one for one in points if one.scores["balanced_accuracy"] >= choice.full_score - 0.03]
     assert choice.layer_saving == pytest.approx(max(one.layer_saving for one in allowed))
-    with pytest.raises(ValueError, match="`metric` must be one of what `score` returns"):
-        pick_threshold(table, max_score_drop=0.03, metric="accuracy", score=BalancedAccuracy())
+    with pytest.raises(ValueError, match="`metric` must be one of what `compute_metric` returns"):
+        pick_threshold(table, max_metric_drop=0.03, metric="accuracy", compute_metric=BalancedAccuracy())
 
 
 def test_other_rows_to_read_on():
     table, reading = class_table(rows=200), class_table(rows=120, seed=1)
-    choice = pick_threshold(table, max_score_drop=0.02, reading=reading)
+    choice = pick_threshold(table, max_metric_drop=0.02, evaluate_on=reading)
     assert choice.rows == 120
-    assert "chosen on 200 rows, read on 120 others" in choice.reason
+    assert "selected on 200 rows, evaluated on 120 others" in choice.reason
     changed = replace(reading, labels=(reading.labels + 1) % 3)
-    assert pick_threshold(table, max_score_drop=0.02, reading=changed).threshold == choice.threshold
+    assert pick_threshold(table, max_metric_drop=0.02, evaluate_on=changed).threshold == choice.threshold
     for other in (class_table(layers=4), class_table(classes=4), reading.with_temperatures([2.0] * 5)):
-        with pytest.raises(ValueError, match="`reading` is of another model, of other temperatures or"):
-            pick_threshold(table, max_score_drop=0.02, reading=other)
+        with pytest.raises(ValueError, match="`evaluate_on` is of another model, of other temperatures or"):
+            pick_threshold(table, max_metric_drop=0.02, evaluate_on=other)
 
 
 def test_many_classes_with_entropies_of_several_nats():
@@ -275,10 +275,10 @@ def test_many_classes_with_entropies_of_several_nats():
     table = class_table(rows=3000, classes=64, strength=(1.6, 2.2))
     targets = [
         {"target_saving": 0.4},
-        {"max_score_drop": 0.05},
-        {"max_score_drop": 0.05, "metric": "f1"},
+        {"max_metric_drop": 0.05},
+        {"max_metric_drop": 0.05, "metric": "f1"},
         {"target_latency_ms": 5.0, "latency": PROFILE},
-        {"max_score_drop": 0.05, "confidence": 0.9},
+        {"max_metric_drop": 0.05, "confidence": 0.9},
     ]
     for target in targets:
         choice = pick_threshold(table, **target)
@@ -302,7 +302,7 @@ def test_a_model_of_many_classes():
             off_ramp.classifier.weight.div_(4)
     table = collect_exits(model, rows, collate, progress=False)
     table = replace(table, labels=table.answers[:, -1])
-    choice = pick_threshold(table, target_saving=0.4, reading=table)
+    choice = pick_threshold(table, target_saving=0.4, evaluate_on=table)
     assert 1 < choice.threshold < math.log(64)
     exits, answers = table.exits_at(choice.threshold)
     assert np.abs(table.entropies[:, :-1] - choice.threshold).min() > 1e-5
@@ -329,15 +329,15 @@ def test_why_nothing_is_promised():
     harm[np.nonzero(right)[0][:7]] = True  # sure and wrong, seven in a thousand
     logits = table.logits.copy()
     logits[:, 0] = 60 * np.eye(3)[np.where(harm, (table.labels + 1) % 3, table.answers[:, -1])]
-    choice = pick_threshold(replace(table, logits=logits), max_score_drop=0.01, confidence=0.95)
+    choice = pick_threshold(replace(table, logits=logits), max_metric_drop=0.01, confidence=0.95)
     assert not choice.met
-    assert f"7 harmful flips in 1,000 rows are too many; about {rows_needed(0.007, 0.01, 0.95):,}" in choice.reason
+    assert f"7 negative flips in 1,000 rows are too many; about {rows_needed(0.007, 0.01, 0.95):,}" in choice.reason
     assert (choice.threshold, choice.harmful_flips) == (0.0, 0)
     logits[:, 0] = 60 * np.eye(3)[(table.answers[:, -1] + 1) % 3]
-    choice = pick_threshold(replace(table, logits=logits), max_score_drop=0.01, confidence=0.95)
+    choice = pick_threshold(replace(table, logits=logits), max_metric_drop=0.01, confidence=0.95)
     assert "no number of rows would be enough" in choice.reason
     logits[:, :-1] = np.nan
-    choice = pick_threshold(replace(table, logits=logits), max_score_drop=0.01, confidence=0.95)
+    choice = pick_threshold(replace(table, logits=logits), max_metric_drop=0.01, confidence=0.95)
     assert not choice.met
     assert "no off-ramp gives any of these rows a score" in choice.reason
 
@@ -347,7 +347,7 @@ def test_the_guarantee_with_broken_rows_and_another_table():
     logits = table.logits.copy()
     logits[::3, :-1] = np.inf
     broken, reading = replace(table, logits=logits), class_table(rows=300, seed=8, strength=(1.5, 4))
-    choice = pick_threshold(broken, max_score_drop=0.01, confidence=0.999, reading=reading)
+    choice = pick_threshold(broken, max_metric_drop=0.01, confidence=0.999, evaluate_on=reading)
     assert choice.met
     assert "With 99.9% confidence" in choice.reason
     assert choice.rows == 300
@@ -357,3 +357,12 @@ def test_the_guarantee_with_broken_rows_and_another_table():
     assert choice.harmful_flips == harmful
     assert binom.cdf(harmful, 2000, 0.01) <= 0.001
     assert choice.layer_saving == pytest.approx(1 - reading.exits_at(choice.threshold)[0].mean() / 6)
+
+
+def test_earlier_names_of_arguments():
+    table = make_table(rows=60)
+    with pytest.warns(FutureWarning, match="`max_score_drop` of pick_threshold is now called `max_metric_drop`"):
+        found = pick_threshold(table, max_score_drop=0.02)
+    assert found == pick_threshold(table, max_metric_drop=0.02)
+    with pytest.raises(ValueError, match="`reading` is the earlier name of `evaluate_on`"):
+        pick_threshold(table, target_saving=0.2, reading=table, evaluate_on=table)

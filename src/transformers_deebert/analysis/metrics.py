@@ -1,4 +1,4 @@
-"""Scores of predicted classes: accuracy and F1, or what the user brings."""
+"""Metrics of predicted classes: accuracy and F1, or those of a user's own function."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,65 +8,71 @@ from typing import Any
 import numpy as np
 
 
-# From predicted and true classes, each of shape `(rows,)`, to named scores or to one; or a module of `evaluate`.
-Score = Any
-Scores = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+# From predicted and true classes, each of shape `(rows,)`, to named metrics or to one; or a module of `evaluate`.
+ComputeMetric = Any
+Metrics = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 EXACT = ("accuracy", "f1")  # what the exact curve knows
 
 
-def accuracy_and_f1(classes: int) -> Scores:
+def accuracy_and_f1(classes: int) -> Metrics:
     """
     Accuracy, and F1 of class 1 with two classes or the mean over the classes with more; a class that is neither there
     nor predicted counts 0.
     """
 
-    def scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         pairs = np.bincount(labels * classes + predictions, minlength=classes**2).reshape(classes, classes)
         f1 = 2 * pairs.diagonal() / np.maximum(pairs.sum(0) + pairs.sum(1), 1)
         of_classes = f1[1] if classes == 2 else f1.mean()
         return {"accuracy": float(pairs.trace() / len(labels)), "f1": float(of_classes)}
 
-    return scores
+    return metrics
 
 
-def make_scores(score: Score | None, classes: int) -> Scores:
+def make_metrics(compute_metric: ComputeMetric | None, classes: int) -> Metrics:
     """
-    The scores that a user means.
+    The metrics of a function or module.
 
     Args:
-        score (`Callable` or module of `evaluate`, *optional*):
+        compute_metric (`Callable` or module of `evaluate`, *optional*):
             Called with the predicted and the true classes; returns a mapping from names to numbers, or a number, which
             is then called `"score"`. Accuracy and F1 by default.
         classes (`int`): Number of classes.
     """
-    if score is None:
+    if compute_metric is None:
         return accuracy_and_f1(classes)
-    compute = getattr(score, "compute", None)
+    compute = getattr(compute_metric, "compute", None)
 
-    def scores(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def metrics(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         if compute is not None:
             result = compute(predictions=predictions, references=labels)
         else:
-            result = score(predictions, labels)
+            result = compute_metric(predictions, labels)
         if not isinstance(result, Mapping):
             result = {"score": result}
         named = {name: float(value) for name, value in result.items() if isinstance(value, (Real, np.number))}
         if not named:
-            raise ValueError(f"`score` must return numbers by name, or one number, got {result!r}.")
+            raise ValueError(f"`compute_metric` must return numbers by name, or one number, got {result!r}.")
         return named
 
-    return scores
+    return metrics
 
 
-def make_score(metric: str, score: Score | None, classes: int) -> Callable[[np.ndarray, np.ndarray], float]:
-    """One of the scores, by name. A score that is not a number (F1 of nothing, say) counts as the worst there is."""
-    scores = make_scores(score, classes)
+def make_metric(
+    metric: str, compute_metric: ComputeMetric | None, classes: int
+) -> Callable[[np.ndarray, np.ndarray], float]:
+    """One of the metrics, by name. One that is not a number (F1 of nothing, say) counts as the worst there is."""
+    metrics = make_metrics(compute_metric, classes)
 
     def one(predictions: np.ndarray, labels: np.ndarray) -> float:
-        found = scores(predictions, labels)
+        found = metrics(predictions, labels)
         if metric not in found:
-            known = "what `score` returns" if score is not None else "what there is without `score`"
+            known = (
+                "what `compute_metric` returns"
+                if compute_metric is not None
+                else "accuracy and f1 without `compute_metric`"
+            )
             raise ValueError(f"`metric` must be one of {known} ({sorted(found)}), got {metric!r}.")
         return -math.inf if math.isnan(found[metric]) else found[metric]
 
@@ -74,20 +80,20 @@ def make_score(metric: str, score: Score | None, classes: int) -> Callable[[np.n
 
 
 def row_worth(
-    predictions: np.ndarray, labels: np.ndarray, score: Callable[[np.ndarray, np.ndarray], float], classes: int
+    predictions: np.ndarray, labels: np.ndarray, metric: Callable[[np.ndarray, np.ndarray], float], classes: int
 ) -> float:
     """
-    By how much the answer to one single row can move a score: no difference below it means anything.
+    By how much the answer to one single row can move a metric: no difference below it means anything.
 
     Args:
         predictions, labels (`np.ndarray` of shape `(rows,)`): Predicted and true classes.
-        score (`Callable`): From both to a number that depends on the counts of (true, predicted) pairs alone.
+        metric (`Callable`): From both to a number that depends on the counts of (true, predicted) pairs alone.
         classes (`int`): Number of classes.
 
     Returns:
-        `float`: the largest change, in the score's own unit; `1 / rows` for accuracy.
+        `float`: the largest change, in the metric's own unit; `1 / rows` for accuracy.
     """
-    before = score(predictions, labels)
+    before = metric(predictions, labels)
     # Rows of one (true, predicted) pair are alike. With many classes some of the pairs and of the changes will do.
     _, one_of_each = np.unique(labels * classes + predictions, return_index=True)
     largest = 0.0
@@ -95,7 +101,7 @@ def row_worth(
         for other in range(classes) if classes <= 10 else {0, classes - 1, int(labels[row])}:
             changed = predictions.copy()
             changed[row] = other
-            largest = max(largest, abs(score(changed, labels) - before))
+            largest = max(largest, abs(metric(changed, labels) - before))
     return float(largest)
 
 
