@@ -204,8 +204,10 @@ def test_help_and_usage_errors_load_no_torch(arguments):
         "try:\n    program.main()\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
     )
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    settings = {"env": {**os.environ, "PYTHONIOENCODING": "ascii"}}  # as on a terminal that knows no more
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **settings)
     assert process.stdout.splitlines()[-1] == "[]", process.stderr
+    assert "codec" not in process.stderr
     assert "usage: deebert " in (process.stdout + process.stderr).lower()
 
 

@@ -79,7 +79,7 @@ def usage_text(error: Any) -> str:
     words, parameter = error.format_message(), getattr(error, "param", None)
     if isinstance(error, BadParameter) and error.message:
         words = f"argument {'/'.join(parameter.opts)}: {error.message}" if parameter else error.message
-    usage, path = "usage: deebert COMMAND …", "deebert"
+    usage, path = "usage: deebert COMMAND ...", "deebert"
     if error.ctx is not None:  # as for an option without its value
         usage, path = error.ctx.get_usage().strip().replace("Usage:", "usage:"), error.ctx.command_path
     return f"{usage}\n{path}: error: {words}\n"

@@ -32,8 +32,8 @@ class AddExits(TargetOptions, DataOptions):
     output: Annotated[str, option("must not exist, or be empty", None, "FOLDER", "-o --output")]
     validation: Annotated[str | None, of_data(VALIDATION, None, "DATA")] = None
     hold_out: Annotated[float, of_data("share of DATA to pick on, without --validation (0.2)", share, "F")] = 0.2
-    off_ramp_pooling: Annotated[str, of_training("mean (the default) or cls", pooling)] = "mean"
-    off_ramp_head: Annotated[str, of_training("pooler (the default) or linear", head)] = "pooler"
+    off_ramp_pooling: Annotated[str, of_training("mean (the default) or cls", pooling, "KIND")] = "mean"
+    off_ramp_head: Annotated[str, of_training("pooler (the default) or linear", head, "KIND")] = "pooler"
     epochs: Annotated[float, of_training("of stage 2 (10)", above_zero)] = 10
     learning_rate: Annotated[float, of_training("of stage 2 (1e-3)", above_zero)] = 1e-3
     train_batch_size: Annotated[int, of_training("of stage 2 (32)", positive)] = 32

@@ -23,7 +23,7 @@ class Bench(ThresholdOptions, DataOptions):
 
     data: Annotated[str, place("DATA", f"rows, whose labels are not needed: {SOURCES}")]
     max_rows: Annotated[int | None, of_data("read a random sample of so many rows (200)", positive)] = 200
-    batch_sizes: Annotated[list[int] | None, option("default: 1 32", positive, "N…")] = None
+    batch_sizes: Annotated[list[int] | None, option("default: 1 32", positive, "N...")] = None
     repeats: Annotated[int, option("timed passes over all rows (5)", positive)] = 5
     json: Annotated[bool, flag("--json", "write JSON instead of a table")] = False
 

@@ -16,6 +16,8 @@ SOURCES = (
     "a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `save_to_disk`, or a data set on the Hub such as "
     "nyu-mll/glue:sst2"
 )
+TEXT_COLUMNS = "one or two columns of DATA; by default found by usual names"
+DROP = "largest loss of the metric: 0.01 is one point"
 SKIPPED = "leave out rows without a text or with an unknown label, and count them"
 TABLE = "keep the exits of all rows there, or read them if they are there: the model then does not run"
 SCORES = "what thresholds are of: entropy (the default), least_confidence, margin or disagreement"
@@ -114,8 +116,8 @@ class DataOptions(Command):
     checkpoint: Annotated[str, place("CHECKPOINT", "early-exit model: repository on the Hub or folder")]
     data: Annotated[str, place("DATA", f"labelled rows: {SOURCES}")]
     split: Annotated[str | None, of_data("of DATA; default: the first of validation, test, train")] = None
-    text_columns: Annotated[list[str] | None, of_data("one or two; by default usual names", None, "NAME…")] = None
-    label_column: Annotated[str | None, of_data("by default label or labels")] = None
+    text_columns: Annotated[list[str] | None, of_data(TEXT_COLUMNS, None, "NAME...")] = None
+    label_column: Annotated[str | None, of_data("column of DATA; by default label or labels")] = None
     max_rows: Annotated[int | None, of_data("read a random sample of so many rows", positive)] = None
     max_length: Annotated[int | None, of_data("cut rows to so many tokens; by default all that fit", positive)] = None
     skip_invalid: Annotated[bool, flag("--skip-invalid", SKIPPED, "Data and model")] = False
@@ -128,7 +130,7 @@ class DataOptions(Command):
 @dataclass(kw_only=True)
 class CriterionOptions(Command):
     criterion: Annotated[str | None, of_exits(SCORES, one_of(score_names), "SCORE")] = None
-    patience: Annotated[int | None, of_exits("consecutive exits below the threshold that it takes", positive)] = None
+    patience: Annotated[int | None, of_exits("exits in a row below the threshold that it takes (1)", positive)] = None
 
     @property
     def asked(self) -> dict[str, Any]:
@@ -138,8 +140,8 @@ class CriterionOptions(Command):
 
 @dataclass(kw_only=True)
 class ThresholdOptions(CriterionOptions):
-    thresholds: Annotated[list[float] | None, of_exits("nats, or of --criterion", threshold, "S…")] = None
-    fractions: Annotated[list[float] | None, of_exits("of the largest, ln(labels) nats", threshold, "F…")] = None
+    thresholds: Annotated[list[float] | None, of_exits("nats, or of --criterion", threshold, "S...")] = None
+    fractions: Annotated[list[float] | None, of_exits("of the largest, ln(labels) nats", threshold, "F...")] = None
 
     def __post_init__(self) -> None:
         only_one(self, "thresholds", "fractions")
@@ -159,7 +161,7 @@ class TargetOptions(CriterionOptions):
     """One target, and other ways to exit than by one threshold."""
 
     target_saving: Annotated[float | None, of_exits("share of the layers to save: 0.4 is 40 %", share, "F")] = None
-    max_score_drop: Annotated[float | None, of_exits("of the metric: 0.01 is one point", share_or_zero, "F")] = None
+    max_score_drop: Annotated[float | None, of_exits(DROP, share_or_zero, "F")] = None
     per_layer: Annotated[bool, flag("--per-layer", "search for a threshold for each off-ramp", "Exits")] = False
     temperatures: Annotated[
         bool, flag("--temperatures", "fit one for each off-ramp first, to calibrate it", "Exits")

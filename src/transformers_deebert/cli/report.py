@@ -29,7 +29,7 @@ class Report(TargetOptions, TableOptions):
     """
 
     output: Annotated[str, option("page to write (report.html)", None, "FILE", "-o --output")] = "report.html"
-    slice_by: Annotated[list[str] | None, of_data("columns of DATA to slice by", None, "NAME…")] = None
+    slice_by: Annotated[list[str] | None, of_data("columns of DATA to slice by", None, "NAME...")] = None
     title: Annotated[str | None, option("headline of the page", metavar="TEXT")] = None
     time: Annotated[bool, flag("--time", f"measure run times as well, on up to {TIMED_ROWS} rows")] = False
 

@@ -16,7 +16,7 @@ class Sweep(ThresholdOptions, TableOptions):
     Show score and saving at many thresholds.
 
     Runs the model once over labelled rows, at full depth, and shows what every threshold would give. By default the
-    thresholds that save 10, 20, … % of the layers.
+    thresholds that save 10 %, 20 % and so on of the layers.
     """
 
     quantiles: Annotated[bool, flag("--quantiles", "200 quantiles of the off-ramps' scores", "Exits")] = False
@@ -61,7 +61,7 @@ class Sweep(ThresholdOptions, TableOptions):
             "change": ("points", "+.2f"),
             "saving": ("layers saved", ".1%"),
             "speed_up": ("ideal speed-up", ".2f"),
-            "exits": ("rows that leave at layers 1, 2, … (%)", ""),
+            "exits": (f"rows that exit at layers {', '.join(map(str, table.exit_layers))} (%)", ""),
         }
         sys.stdout.write(f"{format_table(rows, columns)}\n{len(table):,} rows; one is worth {1 / len(table):.2%}.\n")
         return 0
