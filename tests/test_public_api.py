@@ -89,7 +89,7 @@ def test_extras_bring_what_is_imported():
     brought = set().union(*extras.values()) - {"onnxscript"}  # torch's exporter imports it
     assert brought <= found
     others = {name for name in found if name and name[0] != "."} - sys.stdlib_module_names - brought
-    of_these = {"huggingface_hub", "numpy", "pyarrow", "safetensors", "torch", "tqdm", "transformers"}
+    of_these = {"huggingface_hub", "numpy", "pyarrow", "safetensors", "torch", "tqdm", "transformers", "typer"}
     assert others <= {*of_these, "evaluate", "peft"}  # where they are installed
 
 

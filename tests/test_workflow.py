@@ -57,6 +57,19 @@ def test_from_rows_to_a_pipeline(checkpoint, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["out", "plain", "vocab.txt"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"criterion": "best"}, "`score` must be one of entropy"),
+        ({"criterion": lambda candidate: candidate.logits[:, 0]}, "`score` is a function"),
+        ({"criterion": {"score": "entropy", "patience": 2}, "per_layer": True}, "`per_layer` searches for the thresh"),
+    ],
+)
+def test_criteria_that_the_model_cannot_have(arguments, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        add_exits("no-model", [], tmp_path / "out", **arguments)
+
+
 def test_a_failure_behind_the_training_loses_nothing(checkpoint, tmp_path, monkeypatch):
     call = {"held_out": make_rows(60), **SETTINGS}
     with files_of_at_most(250_000), pytest.raises(OSError, match="out"):  # of all files the report alone is longer

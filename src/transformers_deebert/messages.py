@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 # Packages that `import transformers_deebert` does without, and the extra that brings them.
@@ -25,10 +25,10 @@ def first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def explain(error: BaseException, options: Iterable[str] = ()) -> str:
+def explain(error: BaseException, options: Mapping[str, str] | None = None) -> str:
     """
-    An error in one line; for a package that is missing, the way to install it. Names of `options` are spelt as on the
-    command line: `batch_sizes` is `--batch-sizes`.
+    An error in one line; for a package that is missing, the way to install it. Arguments are named by the `options`
+    that they were given with: `held_out` by `--validation`.
     """
     if isinstance(error, ModuleNotFoundError):
         extra = EXTRAS.get((error.name or "").partition(".")[0])
@@ -36,8 +36,8 @@ def explain(error: BaseException, options: Iterable[str] = ()) -> str:
             return f"this needs more packages: pip install 'transformers-deebert[{extra}]' ({first_line(error)})"
     if isinstance(error, ValueError):  # ours, which may quote lines of the user's
         text = " ".join(str(error).split()) or type(error).__name__
-        for name in options:
-            text = text.replace(f"`{name}`", f"`--{name.replace('_', '-')}`")
+        for name, option in (options or {}).items():
+            text = text.replace(f"`{name}`", f"`{option}`")
         return text
     return first_line(error)
 

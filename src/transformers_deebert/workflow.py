@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PrinterCallback, set_seed
 
 from .analysis.choice import ThresholdChoice
-from .analysis.collect import collect_exits
+from .analysis.collect import as_criterion, collect_exits
 from .analysis.exit_table import ExitTable
+from .analysis.layer_thresholds import check_independent
 from .analysis.report import check_report_packages, make_report
 from .analysis.selection import check_targets, pick_threshold
 from .analysis.tables import write_json
@@ -71,6 +72,7 @@ def add_exits(
     max_metric_drop: float | None = None,
     per_layer: bool = False,
     temperatures: bool = False,
+    criterion: Any = "entropy",
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     max_length: int | None = None,
@@ -103,6 +105,8 @@ def add_exits(
         tokenizer (*optional*): The checkpoint's by default.
         target_saving, max_metric_drop, per_layer, temperatures:
             As for [`pick_threshold`]; at most one target, by default a drop of at most one point of accuracy.
+        criterion (`str`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
+            The score, by its name, and the patience of the threshold that is picked; one in it is ignored.
         text_columns, label_column (*optional*): Where texts and label are.
         max_length (`int`, *optional*): Tokens to cut longer rows to; as many as the model takes by default.
         skip_invalid (`bool`, *optional*): Leave out rows without a text or with an unknown label, and report how many.
@@ -121,7 +125,7 @@ def add_exits(
     Raises:
         ValueError: before anything is trained or written, for a folder that is not empty or cannot be written, a
             checkpoint that is none of a fine-tuned classifier, rows that do not fit it, fewer than 40 held out,
-            targets out of range.
+            targets out of range, a criterion that no configuration can hold or that `per_layer` cannot have.
         OSError: for what cannot be written later.
 
     ```python
@@ -139,6 +143,10 @@ def add_exits(
     if target_saving is None and max_metric_drop is None:
         max_metric_drop = 0.01
     check_targets(target_saving, max_metric_drop, None, None, None)
+    criterion = as_criterion(criterion)
+    criterion.to_dict()  # raises for a function, which the configuration of the model could not hold
+    if per_layer:
+        check_independent(criterion.score, criterion.patience)
     model, tokenizer = load(model, tokenizer, revision, device, MODEL_SETTINGS | dict(model_settings or {}))
 
     def encode(given: Any) -> "Dataset":
@@ -157,7 +165,8 @@ def add_exits(
     # What is trained is kept here until all is written.
     work = folder.with_name(f".{folder.name}.unfinished")
     model = trained(model, tokenizer, rows, settings, work, progress)
-    table = collect_exits(model, held_out, DataCollatorWithPadding(tokenizer), batch_size, progress=progress)
+    collate = DataCollatorWithPadding(tokenizer)
+    table = collect_exits(model, held_out, collate, batch_size, progress=progress, criterion=criterion)
     choice = pick_threshold(
         table,
         target_saving=target_saving,
@@ -240,7 +249,7 @@ def halves(rows: "Dataset", share: float, seed: int) -> "tuple[Dataset, Dataset]
     parts = rows.train_test_split(test_size=share, seed=seed)
     note(
         f"holds {len(parts['test']):,} rows out. If the model was fine-tuned on them, they exit earlier than others "
-        "will: give others with `held_out`."
+        "will: give others (`held_out`, on the command line `--validation`)."
     )
     return parts["train"], parts["test"]
 

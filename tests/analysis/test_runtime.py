@@ -144,12 +144,23 @@ def test_tokenisation_is_counted_apart(clock, tokenizer, pairs):
     assert ticking.width == 7  # as the longest row of the data set
 
 
+@pytest.mark.parametrize("criterion", ["margin", {"score": "entropy", "patience": 2}])
+def test_other_criteria(criterion):
+    model, rows = make_model(), [{"input_ids": [5, 6, number]} for number in range(5, 25)]
+    benchmark = benchmark_runtime(model, rows, [0.0, 9.0], [1], repeats=1, warm_up=0, criterion=criterion)
+    patience = 1 if criterion == "margin" else 2
+    assert [figure.layer_cost_ratio for figure in benchmark.figures] == [1.0, patience / 4]
+    assert (benchmark.score, benchmark.patience) == ("margin" if patience == 1 else "entropy", patience)
+    with pytest.raises(ValueError, match="`score` must be one of entropy"):
+        benchmark_runtime(model, rows, [0.5], [1], criterion="best")
+
+
 def test_it_can_be_written_and_laid_out():
     rows = [{"input_ids": [5, 6, 7]}] * 2
     benchmark = benchmark_runtime(make_model(), rows, [0.5, [0.1, 0.2, 0.3]], [2], repeats=2, warm_up=0)
     assert isinstance(benchmark, RuntimeBenchmark)
     fields = json.loads(json.dumps(benchmark.to_dict()))
-    assert set(fields) == {"figures", "tokenization_ms", "padding", "machine", "rows"}
+    assert set(fields) == {"figures", "tokenization_ms", "padding", "machine", "rows", "score", "patience"}
     assert fields["figures"][1]["threshold"] == [0.1, 0.2, 0.3]
     assert fields["tokenization_ms"] == {}
     table = benchmark.table()

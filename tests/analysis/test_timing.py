@@ -9,6 +9,7 @@ from conftest import ENCODERS, LENGTHS, NUM_LABELS, make_batch, make_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
+from transformers_deebert import ExitCriterion
 from transformers_deebert.analysis import describe_machine, stock_model, time_models, time_thresholds, timing
 
 
@@ -136,7 +137,11 @@ def test_models_run_each_on_its_own_rows(clock):
     log = []
     seconds = time_models(
         [
-            (CountingModel(clock, log), [{"input_ids": [1]}, {"input_ids": [3]}], timing._keywords(0.5)),
+            (
+                CountingModel(clock, log),
+                [{"input_ids": [1]}, {"input_ids": [3]}],
+                timing._keywords(0.5, ExitCriterion("entropy", 0.5)),
+            ),
             (StockModel(clock, layers=2), [{"input_ids": [5, 5]}, {"input_ids": [6]}], {}),
         ],
         repeats=2,

@@ -22,6 +22,7 @@ from transformers import (
 from transformers_deebert import collect_exits, pick_threshold
 from transformers_deebert.cli import main
 from transformers_deebert.cli.inputs import read_inputs
+from transformers_deebert.models.exit_scores_deebert import SCORES
 
 
 pytestmark = pytest.mark.gradients
@@ -90,15 +91,11 @@ def command(place, tmp_path):
 
 
 def expected_table(place, tmp_path):
-    import argparse
-
     from transformers import DataCollatorWithPadding
 
-    from transformers_deebert.cli.inputs import add_model_and_data_arguments
+    from transformers_deebert.cli.options import DataOptions
 
-    parser = argparse.ArgumentParser()
-    add_model_and_data_arguments(parser)
-    inputs = read_inputs(parser.parse_args([f"{tmp_path}/exits", f"{place}/validation.jsonl"]))
+    inputs = read_inputs(DataOptions(checkpoint=f"{tmp_path}/exits", data=f"{place}/validation.jsonl"))
     return collect_exits(inputs.model, inputs.encoded, DataCollatorWithPadding(inputs.tokenizer), progress=False)
 
 
@@ -129,8 +126,8 @@ def test_add_exits_refuses(place, tmp_path, capsys):
     cases = [
         ([f"{place}/exits", train, "-o", f"{tmp_path}/a"], "has trained off-ramps already"),
         ([f"{tmp_path}/base", train, "-o", f"{tmp_path}/b"], "is no fine-tuned classifier"),
-        ([f"{place}/plain", train, "-o", f"{tmp_path}/full"], "is not empty"),
-        ([f"{place}/plain", train, "-o", "/proc/out"], "cannot be written"),
+        ([f"{place}/plain", train, "-o", f"{tmp_path}/full"], f"`--output` ('{tmp_path}/full') is not empty"),
+        ([f"{place}/plain", train, "-o", "/proc/out"], "`--output` ('/proc/out') cannot be written"),
         ([f"{place}/plain", few, "-o", f"{tmp_path}/c"], "and it takes 40"),
         ([f"{place}/plain", f"{tmp_path}/none.jsonl", "-o", f"{tmp_path}/d"], "does not exist"),
     ]
@@ -376,6 +373,92 @@ def test_bench_needs_no_labels(command, place, tmp_path, capsys):
     assert len(output.splitlines()[2:4]) == 2  # full depth, and the checkpoint's own threshold
 
 
+CRITERIA = [("least_confidence", 1), ("margin", 1), ("disagreement", 1), ("entropy", 2)]
+
+
+@pytest.mark.parametrize(("score", "patience"), CRITERIA)
+def test_criteria(score, patience, command, place, tmp_path, capsys):
+    chosen = ["--criterion", score, "--patience", patience]
+    assert command("sweep", *chosen, "--json", "--table", tmp_path / "table") == 0
+    swept = json.loads(capsys.readouterr().out)
+    assert (swept["score"], swept["patience"]) == (score, patience)
+    table = expected_table(place, tmp_path).with_score(score, patience)
+    assert len({tuple(point["exit_counts"]) for point in swept["points"]}) > 1
+    for point in swept["points"]:
+        exits, _ = table.exits_at(point["threshold"])
+        assert point["exit_counts"] == [int((exits == layer).sum()) for layer in range(1, 5)]
+    assert command("sweep", *chosen, "--fractions", 0.5) == 0
+    assert ("of ln C" if score == "entropy" else "of largest") in capsys.readouterr().out
+    # What is kept serves every criterion.
+    target = ["--max-score-drop", 0.05, *chosen, "--table", tmp_path / "table"]
+    assert command("pick", *target, "--apply") == 0
+    shown = capsys.readouterr()
+    assert "reads the exits that are kept" in shown.err
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "exits")
+    criterion = model.config.exit_criterion
+    assert (criterion["score"], criterion["patience"]) == (score, patience)
+    assert model.config.early_exit_entropy is None
+    (line,) = [line for line in shown.out.splitlines() if line.startswith("in a call ")]
+    inputs = read_rows_of(place, tmp_path)
+    called = eval(f"dict({line.removeprefix('in a call ')})")  # runnable as it is printed
+    assert model(**inputs, **called).exit_layers.tolist() == model(**inputs).exit_layers.tolist()
+    assert model(**inputs).exit_layers.min() < 4
+    assert f"exit_criterion={{'score': '{score}'" in (tmp_path / "exits" / "README.md").read_text()
+    assert command("report", *target, "--time", "-o", tmp_path / "page.html", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["runtime"]["score"], report["runtime"]["patience"]) == (score, patience)
+    # By default the checkpoint's own criterion is timed, with its threshold.
+    assert command("bench", "--max-rows", 8, "--batch-sizes", 4, "--repeats", 1, "--json") == 0
+    timed = json.loads(capsys.readouterr().out)
+    assert (timed["score"], timed["patience"]) == (score, patience)
+    assert [figure["threshold"] for figure in timed["figures"]] == [0, criterion["threshold"]]
+    assert command("bench", *chosen, "--fractions", 1, "--max-rows", 8, "--batch-sizes", 4, "--repeats", 1) == 0
+    assert f"S is of the score {score.replace('_', ' ')}, with patience {patience}." in capsys.readouterr().out
+
+
+def read_rows_of(place, tmp_path):
+    tokenizer = BertTokenizer.from_pretrained(tmp_path / "exits")
+    rows = [json.loads(line) for line in (place / "validation.jsonl").read_text().splitlines()]
+    return tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+
+
+def test_entropy_is_the_default_of_bench_where_thresholds_are_given(command, tmp_path, capsys):
+    config = tmp_path / "exits" / "config.json"
+    settings = json.loads(config.read_text())
+    own = {"score": "margin", "threshold": 0.3, "patience": 2}
+    config.write_text(json.dumps(settings | {"early_exit_entropy": None, "exit_criterion": own}))
+    timing = ["--max-rows", 4, "--batch-sizes", 2, "--repeats", 1, "--json"]
+    expected = {(): ("margin", 2), ("--thresholds", 0.2): ("entropy", 1), ("--patience", 3): ("entropy", 3)}
+    for options, criterion in expected.items():
+        assert command("bench", *options, *timing) == 0
+        timed = json.loads(capsys.readouterr().out)
+        assert (timed["score"], timed["patience"]) == criterion
+
+
+@pytest.mark.parametrize("options", [["--criterion", "disagreement"], ["--patience", "2"]])
+def test_what_has_no_threshold_per_layer_is_said_before_the_model_runs(options, tmp_path, capsys):
+    for name, *others in (["pick", "--target-saving", "0.4"], ["report", "-o", str(tmp_path / "page.html")]):
+        assert main([name, "no-model", "no-data.jsonl", *others, "--per-layer", *options]) == 2
+        assert "`--per-layer` searches for the threshold of one exit at a time" in capsys.readouterr().err
+
+
+def test_add_exits_with_another_criterion(place, tmp_path, capsys):
+    with torch.enable_grad():
+        code = main(
+            ["add-exits", f"{place}/plain", f"{place}/train.jsonl", "-o", f"{tmp_path}/out", "--epochs", "15"]
+            + ["--target-saving", "0.3", "--criterion", "least_confidence", "--patience", "2"]
+        )
+    assert code == 0
+    assert 'exit_criterion={"score": "least_confidence", "threshold": ' in capsys.readouterr().out
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.config.early_exit_entropy is None
+    assert model.config.exit_criterion["score"] == "least_confidence"
+    assert model.config.exit_criterion["patience"] == 2
+    kept = json.loads((tmp_path / "out" / "numbers.json").read_text())
+    assert kept["trade_off_criterion"] == {"score": "least_confidence", "patience": 2}
+    assert len(kept["trade_off"]) > 1
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -388,6 +471,8 @@ def test_bench_needs_no_labels(command, place, tmp_path, capsys):
         (["pick", "--target-latency-ms", "0"], "must be finite and above 0"),
         (["sweep", "--seed", "-1"], "must be a whole number from 0 to 4294967295, got '-1'"),
         (["sweep", "--batch-size", "abc"], "must be a whole number of 1 or more, got 'abc'"),
+        (["bench", "--patience", "0"], "must be a whole number of 1 or more, got '0'"),
+        (["pick", "--target-saving", "0.4", "--criterion", "best"], f"must be one of {', '.join(SCORES)}, got 'best'"),
     ],
 )
 def test_usage_errors(command, options, message, capsys):

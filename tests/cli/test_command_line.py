@@ -1,32 +1,33 @@
 """The frame of `deebert`: exit codes, errors in one line, and what it does not load."""
 
+import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, fields
+from typing import ClassVar
 
 import pytest
 from conftest import make_model
 from transformers import BertTokenizer
 
 from transformers_deebert import cli
-from transformers_deebert.cli.inputs import add_model_and_data_arguments, read_inputs
+from transformers_deebert.cli import options
+from transformers_deebert.cli.inputs import read_inputs
+from transformers_deebert.cli.options import DataOptions
+from transformers_deebert.models.exit_scores_deebert import SCORES
 
 
-class Probe:
+@dataclass(kw_only=True)
+class Probe(DataOptions):
     """A command that reads its inputs and answers with a number; or does `what` instead."""
 
-    def __init__(self, what=None):
-        self.what = what
+    what: ClassVar = None
 
-    def add(self, commands):
-        parser = commands.add_parser("probe")
-        add_model_and_data_arguments(parser)
-        parser.set_defaults(run=self.run)
-
-    def run(self, options):
+    def run(self):
         if self.what is not None:
-            return self.what()
-        inputs = read_inputs(options)
+            return type(self).what()
+        inputs = read_inputs(self)
         sys.stdout.write(f"{len(inputs.rows)} {sum(inputs.encoded['labels'])}\n")
         return cli.FINE
 
@@ -34,7 +35,8 @@ class Probe:
 @pytest.fixture
 def probe(monkeypatch):
     def install(what=None):
-        monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, Probe(what)))
+        monkeypatch.setattr(Probe, "what", what)
+        monkeypatch.setitem(cli.COMMANDS, "probe", Probe)
 
     return install
 
@@ -56,9 +58,12 @@ def fail(error):
     return what
 
 
-def run_process(*arguments, **settings):
+PROGRAMS = ["transformers_deebert.cli", "transformers_deebert_cli"]  # the second is what `deebert` runs
+
+
+def run_process(*arguments, program=PROGRAMS[0], **settings):
     return subprocess.run(
-        [sys.executable, "-m", "transformers_deebert.cli", *arguments],
+        [sys.executable, "-m", program, *arguments],
         stderr=subprocess.PIPE,
         text=True,
         timeout=120,
@@ -123,7 +128,15 @@ def test_a_missing_package_is_named_with_its_extra(probe, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nothing"], ["convert"], ["probe", "c", "d", "--max-rows", "0"], ["probe", "c", "d", "--batch-size", "x"]],
+    [
+        [],
+        ["nothing"],
+        ["convert"],
+        ["probe", "c", "d", "--max-rows"],
+        ["probe", "c", "d", "--nope"],
+        ["probe", "c", "d", "--max-rows", "0"],
+        ["probe", "c", "d", "--batch-size", "x"],
+    ],
 )
 def test_usage_errors(arguments, probe, capsys):
     probe()
@@ -134,14 +147,82 @@ def test_usage_errors(arguments, probe, capsys):
 
 
 def test_both_spellings_of_swap_labels():
-    parser = cli.make_parser()
     for spelling in ("--swap-labels", "--swap_labels"):
-        assert parser.parse_args(["convert", "old", "new", spelling, "1", "2"]).swap_labels == [1, 2]
-    assert parser.parse_args(["convert", "old", "new"]).swap_labels is None
+        assert cli.parse(["convert", "old", "new", spelling, "1", "2"]).swap_labels == (1, 2)
+    assert cli.parse(["convert", "old", "new"]).swap_labels is None
 
 
-def test_as_a_program(tmp_path):
-    process = run_process("convert", str(tmp_path / "old"), str(tmp_path / "new"), stdout=subprocess.PIPE)
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--thresholds", "0.1", "0.2", "--json"], {"thresholds": [0.1, 0.2], "json": True}),
+        (["--text-columns", "a", "b", "--fractions", "1"], {"text_columns": ["a", "b"], "fractions": [1.0]}),
+        (["--fractions", "0.1", "--fractions", "0.2"], {"fractions": [0.1, 0.2]}),
+        (["--criterion", "margin", "--patience", "2"], {"asked": {"score": "margin", "patience": 2}}),
+        (["--device", "mps", "--seed=3"], {"device": "mps", "seed": 3, "thresholds": None}),
+    ],
+)
+def test_options_and_their_values(words, expected):
+    command = cli.parse(["sweep", "checkpoint", "data", *words])
+    assert {name: getattr(command, name) for name in expected} == expected
+    assert (command.checkpoint, command.data) == ("checkpoint", "data")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--thresholds", "0.1", "-0.2"], "argument --thresholds: must be finite and not negative, got -0.2"),
+        (["--thresholds", "--json"], "argument --thresholds: must be a number, got '--json'"),
+        (["--thresholds", "0.1", "--quantiles"], "argument --quantiles: not allowed with argument --thresholds"),
+    ],
+)
+def test_usage_errors_name_the_option(words, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", "checkpoint", "data", *words])
+    assert f"\ndeebert sweep: error: {message}\n" in capsys.readouterr().err
+
+
+def test_options_of_several_values():
+    several = {
+        f"--{one.name.replace('_', '-')}"
+        for command in cli.COMMANDS.values()
+        for one in fields(command)
+        if "list[" in str(one.type)
+    }
+    assert several == set(cli.SEVERAL)
+
+
+def test_help_names_every_score():
+    assert all(name in options.SCORES for name in SCORES)
+
+
+@pytest.mark.parametrize("arguments", [["-h"], *([name, "--help"] for name in cli.COMMANDS), ["pick"], ["nothing"]])
+def test_help_and_usage_errors_load_no_torch(arguments):
+    code = (
+        "import sys, transformers_deebert_cli as program\n"
+        f"sys.argv = ['deebert', *{arguments}]\n"
+        "try:\n    program.main()\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('torch', 'transformers', 'numpy') if name in sys.modules])"
+    )
+    settings = {"env": {**os.environ, "PYTHONIOENCODING": "ascii"}}  # as on a terminal that knows no more
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, **settings)
+    assert process.stdout.splitlines()[-1] == "[]", process.stderr
+    assert "codec" not in process.stderr
+    assert "usage: deebert " in (process.stdout + process.stderr).lower()
+
+
+def test_the_program_knows_the_models(checkpoint, tmp_path):
+    """It runs the package that it had put off."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "good", "label": 2}\n{"text": "bad", "label": 1}\n' * 3)
+    words = ["sweep", checkpoint, str(tmp_path / "rows.jsonl"), "--criterion", "margin", "--json"]
+    process = run_process(*words, program=PROGRAMS[1], stdout=subprocess.PIPE)
+    assert (process.returncode, json.loads(process.stdout)["rows"]) == (0, 6), process.stderr
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_as_a_program(program, tmp_path):
+    words = ["convert", str(tmp_path / "old"), str(tmp_path / "new")]
+    process = run_process(*words, program=program, stdout=subprocess.PIPE)
     assert process.returncode == 2
     assert process.stderr.startswith("deebert: ")
     assert process.stderr.count("\n") == 1

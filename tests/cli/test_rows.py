@@ -140,9 +140,29 @@ def test_a_folder_laid_out_as_on_the_hub(rows, tmp_path):
     rows.select([2]).to_csv(folder / "test.csv")
     assert load_rows(str(folder))["id"][:] == [12]
     assert load_rows(str(folder), split="train")["id"][:] == rows["id"][:]
+    assert not list((tmp_path / "cache").rglob("*.arrow"))  # users' rows are copied nowhere
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="cannot be read"):
         load_rows(str(tmp_path / "empty"))
+
+
+def test_a_folder_of_several_files(rows, tmp_path):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["bad", "fair", "good"])})
+    rows = rows.remove_columns("id").cast(features)
+    (tmp_path / "folder").mkdir()
+    for part in (0, 1):
+        path = tmp_path / "folder" / f"validation-{part:05d}-of-00002.parquet"
+        rows.shard(2, part, contiguous=True).to_parquet(path)
+    loaded = load_rows(str(tmp_path / "folder"))
+    assert loaded[:] == rows[:]
+    assert loaded.features["label"].names == ["bad", "fair", "good"]
+    path.write_text("damaged")
+    with pytest.raises(ValueError, match="The folder .*folder' cannot be read"):
+        load_rows(str(tmp_path / "folder"))
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "test.csv").write_text("text,label\n")
+    with pytest.raises(ValueError, match="nothing' has no rows"):
+        load_rows(str(tmp_path / "nothing"))
 
 
 def test_which_split_is_read(rows):

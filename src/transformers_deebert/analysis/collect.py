@@ -19,7 +19,7 @@ from ..models.exit_loop_deebert import has_exits
 from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score
 from ..processes import shared_state
 from .decisions import check_labels
-from .exit_table import ARROW_FILE, ExitTable, remove_table, table_files, write_facts
+from .exit_table import ARROW_FILE, ExitTable, remove_table, score_name, table_files, write_facts
 from .row_windows import data_columns, run_windows, token_count, write_windows
 
 
@@ -108,8 +108,8 @@ def collect_exits(
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_table(folder)
-                name = criterion.score if own_score is None else getattr(own_score, "__name__", repr(own_score))
-                write_facts(folder, config.exit_layers, names, temperatures_of(model), name, criterion.patience)
+                score = score_name(criterion.score)
+                write_facts(folder, config.exit_layers, names, temperatures_of(model), score, criterion.patience)
             if state is not None:
                 state.wait_for_everyone()
             name = ARROW_FILE if world == 1 else f"exits-{rank:05d}-of-{world:05d}.arrow"

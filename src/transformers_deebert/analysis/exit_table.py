@@ -134,7 +134,7 @@ class ExitTable:
 
     @property
     def score_name(self) -> str:
-        return self.score if isinstance(self.score, str) else getattr(self.score, "__name__", repr(self.score))
+        return score_name(self.score)
 
     @property
     def largest_score(self) -> float | None:
@@ -149,8 +149,7 @@ class ExitTable:
     @property
     def has_independent_scores(self) -> bool:
         """Whether what an off-ramp decides depends on it alone, and not on the exits evaluated before it."""
-        built_in = SCORES.get(self.score) if isinstance(self.score, str) else None
-        return self.patience == 1 and built_in is not None and built_in.of_one_exit
+        return has_independent_scores(self.score, self.patience)
 
     @cached_property
     def scores(self) -> np.ndarray:
@@ -363,6 +362,16 @@ class ExitTable:
             patience=facts.get("patience", 1),
             stored_scores=columns.get("scores"),
         )
+
+
+def score_name(score: str | Score) -> str:
+    return score if isinstance(score, str) else getattr(score, "__name__", repr(score))
+
+
+def has_independent_scores(score: str | Score, patience: int) -> bool:
+    """Whether a score with this patience decides about each exit by that exit alone."""
+    built_in = SCORES.get(score) if isinstance(score, str) else None
+    return patience == 1 and built_in is not None and built_in.of_one_exit
 
 
 def write_facts(

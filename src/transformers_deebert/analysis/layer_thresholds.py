@@ -2,14 +2,24 @@
 
 import numpy as np
 
+from ..models.exit_scores_deebert import Score
 from .decisions import first_exits
 from .exit_curve import ROUNDING
-from .exit_table import ExitTable
+from .exit_table import ExitTable, has_independent_scores, score_name
 
 
 # What a full pass saved is worth, in corrected answers: from next to nothing to three of them.
 WORTHS = np.geomspace(0.002, 3, 40)
 ROUNDS = 10
+
+
+def check_independent(score: str | Score, patience: int) -> None:
+    """Raises `ValueError` for a criterion of which thresholds per layer cannot be searched."""
+    if not has_independent_scores(score, patience):
+        raise ValueError(
+            f"`per_layer` searches for the threshold of one exit at a time, but with the score {score_name(score)!r} "
+            f"and patience {patience} an exit depends on those before it: use one threshold for all off-ramps."
+        )
 
 
 def search_layer_thresholds(table: ExitTable, costs: np.ndarray | None = None) -> list[tuple[float, ...]]:
@@ -31,11 +41,7 @@ def search_layer_thresholds(table: ExitTable, costs: np.ndarray | None = None) -
     Raises:
         ValueError: for a table with patience above 1, or a score that depends on the exits before.
     """
-    if not table.has_independent_scores:
-        raise ValueError(
-            f"Thresholds per layer are searched for one exit at a time, but with the score {table.score_name!r} and "
-            f"patience {table.patience} an exit depends on those before it: use one threshold for all off-ramps."
-        )
+    check_independent(table.score, table.patience)
     rows, exits = len(table), len(table.exit_layers)
     if costs is None:
         costs = np.broadcast_to(np.asarray(table.exit_layers) / table.num_layers, (rows, exits))

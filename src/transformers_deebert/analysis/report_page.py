@@ -137,6 +137,8 @@ def runtime_text(runtime: RuntimeBenchmark) -> tuple[str, list[str]]:
         f"{milliseconds:.3f} ms a row at batch size {size}" for size, milliseconds in runtime.tokenization_ms.items()
     )
     notes = [f"{runtime.rows:,} rows; {runtime.padding}."]
+    if (runtime.score, runtime.patience) != ("entropy", 1):
+        notes.append(f"S is of the score {runtime.score.replace('_', ' ')}, with patience {runtime.patience}.")
     notes += [f"Tokenisation, not counted above: {tokenization}."] if tokenization else []
     gap = max(figure.control_gap for figure in runtime.figures)
     if gap > QUIET:

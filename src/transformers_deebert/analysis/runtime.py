@@ -12,7 +12,9 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from ..checks import check_count
 from ..models.exit_criteria_deebert import check_fits_problem
+from .collect import as_criterion
 from .decisions import Threshold
+from .exit_table import score_name
 from .stock import check_off_ramps, stock_model, token_limit
 from .tables import THRESHOLD, threshold_text
 from .timing import RuntimeFigure, describe_machine, plain_thresholds, time_thresholds
@@ -50,6 +52,10 @@ class RuntimeBenchmark:
             What it was measured on, as [`describe_machine`] tells.
         rows (`int`):
             Number of rows in a pass.
+        score (`str`):
+            What the thresholds are of, such as `"entropy"`, in nats.
+        patience (`int`):
+            Consecutive exits below the threshold that an exit took.
     """
 
     figures: tuple[RuntimeFigure, ...]
@@ -57,6 +63,8 @@ class RuntimeBenchmark:
     padding: str
     machine: dict[str, str | int]
     rows: int
+    score: str = "entropy"
+    patience: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python numbers, lists and dicts, ready for JSON."""
@@ -67,7 +75,7 @@ class RuntimeBenchmark:
         One row for each figure, for [`format_table`] and [`write_csv`].
 
         Returns:
-            `list[dict]` with the keys of `RUNTIME_COLUMNS`: `batch_size`, `threshold` (nats; text where each off-ramp
+            `list[dict]` with the keys of `RUNTIME_COLUMNS`: `batch_size`, `threshold` (text where each off-ramp
             has its own), `milliseconds_per_row`, `runtime_saving` (measured), `layer_saving` (the ideal), `speed_up`
             (against full depth), `stock_speed_up`, `efficiency`, `spread` and `control_gap`, shares as fractions: see
             [`RuntimeFigure`].
@@ -91,6 +99,7 @@ def benchmark_runtime(
     texts: Sequence[str] | Sequence[tuple[str, str]] | None = None,
     repeats: int = 5,
     warm_up: int = 8,
+    criterion: Any = "entropy",
 ) -> RuntimeBenchmark:
     """
     Measures the run time of early exit against full depth and against the stock class.
@@ -106,7 +115,7 @@ def benchmark_runtime(
             Map-style, of encoded rows with `input_ids` and so on, not padded. Columns that the stock model does not
             take, and labels, are left out. Use rows that the model was not trained on: those exit early.
         thresholds (sequence of `float` or of sequences of `layers - 1` floats):
-            Entropy thresholds in nats.
+            Of the criterion's score (entropy: in nats).
         batch_sizes (sequence of `int`, *optional*, defaults to `(1, 32)`):
             Rows a batch; none larger than the data set.
         tokenizer (`PreTrainedTokenizerBase`, *optional*):
@@ -118,6 +127,8 @@ def benchmark_runtime(
             Timed passes over all rows, of which the median counts.
         warm_up (`int`, *optional*, defaults to 8):
             Batches that each contender runs before the clock starts.
+        criterion (`str`, `Callable`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
+            The score and the patience that the thresholds go with; a threshold of its own is ignored.
 
     Returns:
         [`RuntimeBenchmark`]
@@ -129,9 +140,10 @@ def benchmark_runtime(
     """
     check_off_ramps(model)
     plain = plain_thresholds(thresholds, len(model.config.exit_layers) - 1)
+    criterion = as_criterion(criterion)
     for threshold in plain:
         if np.any(threshold):
-            check_fits_problem(model.config, "entropy", "thresholds")
+            check_fits_problem(model.config, criterion.score, "thresholds")
     check_count("repeats", repeats)
     check_count("warm_up", warm_up, least=0)
     stock = stock_model(model)
@@ -146,7 +158,15 @@ def benchmark_runtime(
         figure
         for batch_size in batch_sizes
         for figure in time_thresholds(
-            model, rows, plain, int(batch_size), repeats, stock_model=stock, collate=collate, warm_up=warm_up
+            model,
+            rows,
+            plain,
+            int(batch_size),
+            repeats,
+            stock_model=stock,
+            collate=collate,
+            warm_up=warm_up,
+            criterion=criterion,
         )
     ]
     tokenization = {}
@@ -159,6 +179,8 @@ def benchmark_runtime(
         padding=f"batches in the order of the data set, {padding}",
         machine=describe_machine(model.device),
         rows=len(rows),
+        score=score_name(criterion.score),
+        patience=criterion.patience,
     )
 
 

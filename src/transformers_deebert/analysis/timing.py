@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..checks import check_count
+from ..models.exit_criteria_deebert import ExitCriterion
+from .collect import as_criterion
 from .decisions import Threshold, check_threshold, normalize_threshold
 
 
@@ -33,7 +35,7 @@ class RuntimeFigure:
 
     Args:
         threshold (`float` or `tuple[float, ...]`):
-            The entropy threshold S in nats.
+            Of the criterion's score (entropy: in nats).
         rows (`int`):
             Number of rows in a pass.
         batch_size (`int`):
@@ -102,6 +104,7 @@ def time_thresholds(
     collate: Collate | None = None,
     warm_up: int = 8,
     progress: bool = False,
+    criterion: Any = "entropy",
 ) -> list[RuntimeFigure]:
     """
     Time a model at several thresholds, all in one rotation with full depth and a control.
@@ -117,7 +120,7 @@ def time_thresholds(
             Encoded inputs, one mapping a row, not padded (`input_ids`, `attention_mask`, …). `label` and `labels` are
             left out.
         thresholds (sequence of `float` or of sequences of floats):
-            Entropy thresholds in nats.
+            Of the criterion's score (entropy: in nats).
         batch_size (`int`, *optional*, defaults to 1):
             Rows a batch.
         repeats (`int`, *optional*, defaults to 5):
@@ -132,6 +135,8 @@ def time_thresholds(
             Batches that each contender runs before the clock starts.
         progress (`bool`, *optional*, defaults to `False`):
             Whether to show a progress bar.
+        criterion (`str`, `Callable`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
+            The score and the patience that the thresholds go with; a threshold of its own is ignored.
 
     Returns:
         `list[RuntimeFigure]`: one a threshold, in the order given.
@@ -141,10 +146,11 @@ def time_thresholds(
             1, or rows of different lengths meet in a batch and there is no `collate`.
     """
     plain = plain_thresholds(thresholds, len(model.config.exit_layers) - 1)
+    keywords = [_keywords(threshold, as_criterion(criterion)) for threshold in [0.0, *plain]]
     contenders: list[tuple[PreTrainedModel, Sequence[Mapping[str, Any]], dict[str, Any]]]
-    contenders = [(model, rows, _keywords(threshold)) for threshold in [0.0, *plain]]
+    contenders = [(model, rows, settings) for settings in keywords]
     if stock_model is None:
-        contenders.append((model, rows, _keywords(0.0)))
+        contenders.append((model, rows, keywords[0]))
     else:
         contenders += [(stock_model, rows, {})] * 2 + [(without_layers(stock_model), rows, {})]
     seconds = time_models(contenders, batch_size, repeats, collate, warm_up, progress)
@@ -156,7 +162,7 @@ def time_thresholds(
     figures = []
     for index, threshold in enumerate(plain, start=1):
         here = medians[index]
-        ratio = _layer_cost_ratio(model, rows, threshold, batch_size, collate)
+        ratio = _layer_cost_ratio(model, rows, keywords[index], batch_size, collate)
         figures.append(
             RuntimeFigure(
                 threshold=threshold,
@@ -315,13 +321,13 @@ def _one_pass(turns: list[Turn], repeat: int, blocks: range, bar: Any) -> list[f
 def _layer_cost_ratio(
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, Any]],
-    threshold: float | tuple[float, ...],
+    keywords: Mapping[str, Any],
     batch_size: int,
     collate: Collate | None,
 ) -> float:
     with evaluating([model]):
         batches = _batches(rows, batch_size, collate or _stack, model.device)
-        exits = torch.cat([model(**batch, **_keywords(threshold)).exit_layers.cpu() for batch in batches])  # (rows,)
+        exits = torch.cat([model(**batch, **keywords).exit_layers.cpu() for batch in batches])  # (rows,)
     return exits.double().mean().item() / model.config.num_hidden_layers
 
 
@@ -348,12 +354,12 @@ def _stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
 
 
-def _keywords(threshold: float | tuple[float, ...]) -> dict[str, Any]:
+def _keywords(threshold: Any, criterion: ExitCriterion) -> dict[str, Any]:
     # A configuration that asks for the logits of all off-ramps would have all layers run.
-    return {
-        "early_exit_entropy": list(threshold) if isinstance(threshold, tuple) else threshold,
-        "output_off_ramp_logits": False,
-    }
+    threshold = list(threshold) if isinstance(threshold, tuple) else threshold
+    if (criterion.score, criterion.patience) == ("entropy", 1):
+        return {"early_exit_entropy": threshold, "output_off_ramp_logits": False}
+    return {"exit_criterion": replace(criterion, threshold=threshold), "output_off_ramp_logits": False}
 
 
 def without_layers(stock_model: PreTrainedModel) -> PreTrainedModel:

@@ -1,80 +1,77 @@
 """`deebert add-exits`: off-ramps for a model that is fine-tuned already."""
 
-import argparse
 import sys
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, ClassVar
 
-from .choosing import above_zero, add_target_arguments, share
-from .inputs import add_model_and_data_arguments, positive
-from .pick import add_way_arguments, describe
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "add-exits",
-        help="train off-ramps for a fine-tuned classifier, pick a threshold, write model, card and report",
-        description="Trains off-ramps behind the layers of a fine-tuned classifier, which itself stays as it is "
-        "(stage 2 on cached states), picks a threshold on rows held out, and writes the early-exit model with its "
-        "card and a report. Exit code 1 where the target cannot be met: the model is written without a default "
-        "threshold.",
-    )
-    add_model_and_data_arguments(
-        parser,
-        checkpoint="fine-tuned classifier without trained off-ramps",
-        split="the first that exists of train, validation, test",
-    )
-    parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="must not exist, or be empty")
-    add_target_arguments(parser)
-    add_way_arguments(parser)
-    parser.add_argument(
-        "--validation",
-        metavar="DATA",
-        help="labelled rows to pick the threshold on, best ones that CHECKPOINT was not fine-tuned on",
-    )
-    parser.add_argument(
-        "--hold-out", type=share, default=0.2, metavar="F", help="without --validation: share of DATA to pick on (0.2)"
-    )
-    parser.add_argument("--off-ramp-pooling", choices=("mean", "cls"), default="mean", help="default: mean")
-    parser.add_argument("--off-ramp-head", choices=("pooler", "linear"), default="pooler", help="default: pooler")
-    parser.add_argument("--epochs", type=above_zero, default=10, metavar="N", help="of stage 2 (10)")
-    parser.add_argument("--learning-rate", type=above_zero, default=1e-3, metavar="X", help="of stage 2 (1e-3)")
-    parser.add_argument("--train-batch-size", type=positive, default=32, metavar="N", help="of stage 2 (32)")
-    parser.set_defaults(run=run)
+from .options import DataOptions, TargetOptions, above_zero, of_data, one_of, option, place, positive, share
+from .pick import describe
 
 
-def run(options: argparse.Namespace) -> int:
-    from ..workflow import add_exits
-    from .data import load_rows
+SPLITS = ("train", "validation", "test")
+VALIDATION = "labelled rows to pick the threshold on, best ones that CHECKPOINT was not fine-tuned on"
+of_training = partial(option, panel="Training")
+pooling, head = one_of(lambda: ("mean", "cls")), one_of(lambda: ("pooler", "linear"))
 
-    named = [*(options.text_columns or ()), options.label_column]
-    splits = ("train", "validation", "test")
-    rows = load_rows(options.data, options.split, options.max_rows, options.seed, splits=splits, needed=named)
-    # `--split` and `--max-rows` are about DATA.
-    held_out = None if options.validation is None else load_rows(options.validation, needed=named)
-    added = add_exits(
-        options.checkpoint,
-        rows,
-        options.output,
-        held_out=held_out,
-        hold_out=options.hold_out,
-        target_saving=options.target_saving,
-        max_metric_drop=options.max_score_drop,
-        per_layer=options.per_layer,
-        temperatures=options.temperatures,
-        text_columns=options.text_columns,
-        label_column=options.label_column,
-        max_length=options.max_length,
-        skip_invalid=options.skip_invalid,
-        model_settings={"off_ramp_pooling": options.off_ramp_pooling, "off_ramp_head": options.off_ramp_head},
-        training={
-            "num_train_epochs": options.epochs,
-            "learning_rate": options.learning_rate,
-            "per_device_train_batch_size": options.train_batch_size,
-        },
-        batch_size=options.batch_size,
-        device=options.device,
-        revision=options.revision,
-        seed=options.seed,
-    )
-    pages = "the model, README.md (its card), report.html"
-    sys.stdout.write(f"{describe(added.choice)}\n{options.output}: {pages}\n")
-    return 0 if added.choice.met else 1
+
+@dataclass(kw_only=True)
+class AddExits(TargetOptions, DataOptions):
+    """
+    Train off-ramps for a fine-tuned classifier, pick a threshold, write model, card and report.
+
+    The classifier itself stays as it is: off-ramps behind its layers are trained on cached states (stage 2), a
+    threshold is picked on rows held out, and the early-exit model is written with its card and a report. Exit code 1
+    where the target cannot be met: the model is written without a default threshold.
+    """
+
+    RENAMED: ClassVar = DataOptions.RENAMED | {"output_dir": "--output", "held_out": "--validation"}
+
+    checkpoint: Annotated[str, place("CHECKPOINT", "fine-tuned classifier: repository on the Hub or folder")]
+    split: Annotated[str | None, of_data(f"of DATA; default: the first of {', '.join(SPLITS)}")] = None
+    output: Annotated[str, option("must not exist, or be empty", None, "FOLDER", "-o --output")]
+    validation: Annotated[str | None, of_data(VALIDATION, None, "DATA")] = None
+    hold_out: Annotated[float, of_data("share of DATA to pick on, without --validation (0.2)", share, "F")] = 0.2
+    off_ramp_pooling: Annotated[str, of_training("mean (the default) or cls", pooling, "KIND")] = "mean"
+    off_ramp_head: Annotated[str, of_training("pooler (the default) or linear", head, "KIND")] = "pooler"
+    epochs: Annotated[float, of_training("of stage 2 (10)", above_zero)] = 10
+    learning_rate: Annotated[float, of_training("of stage 2 (1e-3)", above_zero)] = 1e-3
+    train_batch_size: Annotated[int, of_training("of stage 2 (32)", positive)] = 32
+
+    def run(self) -> int:
+        from ..workflow import add_exits
+        from .data import load_rows
+
+        named = [*(self.text_columns or ()), self.label_column]
+        rows = load_rows(self.data, self.split, self.max_rows, self.seed, splits=SPLITS, needed=named)
+        # `--split` and `--max-rows` are about DATA.
+        held_out = None if self.validation is None else load_rows(self.validation, needed=named)
+        added = add_exits(
+            self.checkpoint,
+            rows,
+            self.output,
+            held_out=held_out,
+            hold_out=self.hold_out,
+            target_saving=self.target_saving,
+            max_metric_drop=self.max_score_drop,
+            per_layer=self.per_layer,
+            temperatures=self.temperatures,
+            criterion=self.asked,
+            text_columns=self.text_columns,
+            label_column=self.label_column,
+            max_length=self.max_length,
+            skip_invalid=self.skip_invalid,
+            model_settings={"off_ramp_pooling": self.off_ramp_pooling, "off_ramp_head": self.off_ramp_head},
+            training={
+                "num_train_epochs": self.epochs,
+                "learning_rate": self.learning_rate,
+                "per_device_train_batch_size": self.train_batch_size,
+            },
+            batch_size=self.batch_size,
+            device=self.device,
+            revision=self.revision,
+            seed=self.seed,
+        )
+        pages = "the model, README.md (its card), report.html"
+        sys.stdout.write(f"{describe(added.choice)}\n{self.output}: {pages}\n")
+        return 0 if added.choice.met else 1

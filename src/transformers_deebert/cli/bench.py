@@ -1,73 +1,69 @@
 """`deebert bench`: measured run times."""
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from .choosing import threshold
-from .inputs import add_model_and_data_arguments, positive, read_inputs
+from .inputs import read_inputs
+from .options import SOURCES, DataOptions, ThresholdOptions, flag, of_data, option, place, positive
 
 
 FRACTIONS = (0.2, 0.5, 0.8)
 
 
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "bench",
-        help="measure the run time at some thresholds and batch sizes",
-        description="Measures run times against full depth and against the stock class, all in one rotation with a "
-        "control. Labels are not needed.",
-    )
-    add_model_and_data_arguments(parser, rows="rows, whose labels are not needed", max_rows=200)
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--thresholds",
-        type=threshold,
-        nargs="+",
-        metavar="S",
-        help=f"entropies, in nats; by default that of the checkpoint, or {listed_fractions()} of ln(labels)",
-    )
-    which.add_argument(
-        "--fractions", type=threshold, nargs="+", metavar="F", help="the same as fractions of ln(labels)"
-    )
-    parser.add_argument("--batch-sizes", type=positive, nargs="+", metavar="N", help="default: 1 32")
-    parser.add_argument("--repeats", type=positive, default=5, metavar="N", help="timed passes over all rows (5)")
-    parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
-    parser.set_defaults(run=run)
+@dataclass(kw_only=True)
+class Bench(ThresholdOptions, DataOptions):
+    """
+    Measure the run time at some thresholds and batch sizes.
+
+    Against full depth and against the stock class, all in one rotation with a control. Labels are not needed. By
+    default at the threshold of the checkpoint, or at 0.2, 0.5 and 0.8 of the largest.
+    """
+
+    data: Annotated[str, place("DATA", f"rows, whose labels are not needed: {SOURCES}")]
+    max_rows: Annotated[int | None, of_data("read a random sample of so many rows (200)", positive)] = 200
+    batch_sizes: Annotated[list[int] | None, option("default: 1 32", positive, "N...")] = None
+    repeats: Annotated[int, option("timed passes over all rows (5)", positive)] = 5
+    json: Annotated[bool, flag("--json", "write JSON instead of a table")] = False
+
+    def run(self) -> int:
+        from ..analysis.runtime import benchmark_runtime
+        from ..rows import find_columns
+
+        inputs = read_inputs(self, labelled=False)
+        columns, _ = find_columns(inputs.rows, self.text_columns, self.label_column, labelled=False)
+        texts = list(zip(*(inputs.rows[name][:] for name in columns), strict=True))
+        thresholds, criterion = thresholds_to_time(self, inputs.model.config)
+        benchmark = benchmark_runtime(
+            inputs.model,
+            inputs.encoded,
+            [0.0, *(one for one in thresholds if one != 0)],
+            self.batch_sizes or [size for size in (1, 32) if size <= len(inputs.rows)],
+            inputs.tokenizer,
+            texts if len(columns) == 2 else [text for (text,) in texts],
+            self.repeats,
+            criterion=criterion,
+        )
+        if self.json:
+            sys.stdout.write(json.dumps(benchmark.to_dict(), indent=2) + "\n")
+        else:
+            from ..analysis.report_page import runtime_text
+
+            table, notes = runtime_text(benchmark)
+            sys.stdout.write("\n".join([table, "", *notes]) + "\n")
+        return 0
 
 
-def listed_fractions() -> str:
-    return ", ".join(map(str, FRACTIONS))
+def thresholds_to_time(options: Bench, config: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Thresholds besides the full depth, and the criterion that they go with."""
+    from ..models.exit_scores_deebert import largest_score
 
-
-def run(options: argparse.Namespace) -> int:
-    from ..analysis.runtime import benchmark_runtime
-    from ..rows import find_columns
-
-    inputs = read_inputs(options, labelled=False)
-    columns, _ = find_columns(inputs.rows, options.text_columns, options.label_column, labelled=False)
-    texts = list(zip(*(inputs.rows[name][:] for name in columns), strict=True))
-    config = inputs.model.config
-    thresholds = options.thresholds
-    if not thresholds:
-        default = config.early_exit_entropy
-        fractions = options.fractions or FRACTIONS
-        own = options.fractions is None and default is not None
-        thresholds = [default] if own else [fraction * config.max_entropy for fraction in fractions]
-    benchmark = benchmark_runtime(
-        inputs.model,
-        inputs.encoded,
-        [0.0, *(one for one in thresholds if one != 0)],
-        options.batch_sizes or [size for size in (1, 32) if size <= len(inputs.rows)],
-        inputs.tokenizer,
-        texts if len(columns) == 2 else [text for (text,) in texts],
-        options.repeats,
-    )
-    if options.json:
-        sys.stdout.write(json.dumps(benchmark.to_dict(), indent=2) + "\n")
-    else:
-        from ..analysis.report_page import runtime_text
-
-        table, notes = runtime_text(benchmark)
-        sys.stdout.write("\n".join([table, "", *notes]) + "\n")
-    return 0
+    asked = options.asked
+    own = config.exit_criterion or asked | {"threshold": config.early_exit_entropy}
+    if options.thresholds:
+        return options.thresholds, asked
+    if options.criterion is options.patience is options.fractions is None and own["threshold"] is not None:
+        return [own["threshold"]], own
+    largest = largest_score(asked["score"], config.num_labels) or 0.0
+    return [fraction * largest for fraction in options.fractions or FRACTIONS], asked

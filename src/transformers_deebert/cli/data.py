@@ -3,7 +3,8 @@
 import itertools
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,20 +33,15 @@ def load_rows(
     needed: Sequence[str] = (),
 ) -> "Dataset":
     """
-    The rows of a data set.
+    The rows of a data set. Those of a user are copied to no cache folder.
 
     Args:
         source (`str`):
             A .jsonl, .json, .csv, .tsv or .parquet file; a folder that `save_to_disk` wrote, or one of data files laid
             out as on the Hub; or a data set on the Hub, `owner/name` or `owner/name:configuration`.
-        split (`str`, *optional*):
-            Defaults to the first that exists of validation, test and train, told on stderr. Files have none.
-        max_rows (`int`, *optional*):
-            A random sample of at most so many, in their own order.
-        seed (`int`, *optional*, defaults to 0):
-            Of the sample.
-        splits (`Sequence[str]`, *optional*):
-            Which splits to look for without `split`, in order.
+        split (`str`, *optional*): Files have none; by default the first of `splits` that exists, noted on stderr.
+        max_rows (`int`, *optional*), seed (`int`): A random sample of at most so many, in their own order.
+        splits (`Sequence[str]`, *optional*): By default validation, test, train.
         needed (`Sequence[str]`, *optional*):
             Columns of a file that have to be of one type, besides those with usual names for texts and labels.
 
@@ -59,21 +55,18 @@ def load_rows(
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"`max_rows` must be 1 or more, got {max_rows}.")
     path = Path(source)
-    rows: Any
+    if not sys.stderr.isatty():  # nobody sees bars move
+        import datasets
+
+        datasets.disable_progress_bars()
     if path.is_file():
         if split is not None:
             raise ValueError(f"The file {source!r} has no splits: leave out `--split` ({split!r}).")
-        hide_bars()
         rows = read_file(path, {*needed, *LABELS, *itertools.chain(*TEXTS)})
+    elif path.is_dir() or (HUB_ID.fullmatch(source) and path.suffix.lower() not in SUFFIXES):
+        rows = load(source, path, split, splits)
     else:
-        hide_bars()
-        if path.is_dir():
-            rows = load_folder(path)
-        elif HUB_ID.fullmatch(source) and path.suffix.lower() not in SUFFIXES:
-            rows = load_from_hub(source)
-        else:
-            raise ValueError(f"{source!r} does not exist: name a file, a folder, or a data set on the Hub.")
-        rows = choose_split(rows, split, source, splits)
+        raise ValueError(f"{source!r} does not exist: name a file, a folder, or a data set on the Hub.")
     if len(rows) == 0:
         raise ValueError(f"{source!r} has no rows: choose another split or file.")
     if max_rows is not None and max_rows < len(rows):
@@ -81,38 +74,36 @@ def load_rows(
     return rows.with_format(None)  # a saved data set may bring one
 
 
-def hide_bars() -> None:
-    """No progress bars where nobody sees them move."""
-    import datasets
+def load(source: str, path: Path, split: str | None, splits: Sequence[str]) -> "Dataset":
+    """A split of a data set in a folder or on the Hub."""
+    import pyarrow
+    from datasets import Dataset, load_dataset, load_from_disk
 
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
+    name, _, configuration = (str(path), "", "") if path.is_dir() else source.partition(":")
+    saved = any((path / file).is_file() for file in ("state.json", "dataset_dict.json"))
+    with errors_that_name(name, path.is_dir()):
+        found = load_from_disk(name) if saved else load_dataset(name, configuration or None, streaming=path.is_dir())
+    rows = choose_split(found, split, source, splits)
+    if isinstance(rows, Dataset):
+        return rows
+    # Files of a folder are streamed into memory: `datasets` would otherwise copy their rows to its cache.
+    with errors_that_name(name, path.is_dir()):
+        parts = list(rows.with_format("arrow").iter(batch_size=10_000))
+        return Dataset(pyarrow.concat_tables(parts, promote_options="permissive") if parts else pyarrow.table({}))
 
 
-def load_folder(path: Path) -> Any:
-    from datasets import load_dataset, load_from_disk
+@contextmanager
+def errors_that_name(name: str, is_folder: bool) -> Iterator[None]:
+    import pyarrow
     from datasets.exceptions import DatasetsError
 
-    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
     try:
-        return load_from_disk(str(path)) if saved else load_dataset(str(path))
-    except (DatasetsError, OSError, ValueError) as error:
-        raise ValueError(f"The folder {str(path)!r} cannot be read ({reason(error)}).") from error
-
-
-def load_from_hub(source: str) -> Any:
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    name, _, configuration = source.partition(":")
-    try:
-        return load_dataset(name, configuration or None)
-    except (DatasetsError, OSError, ValueError) as error:
+        yield
+    except (DatasetsError, OSError, ValueError, pyarrow.ArrowException) as error:
         hint = f": choose one, as in `{name}:…`" if "Config name is missing" in str(error) else ""
-        raise ValueError(
-            f"{name!r} is neither a file nor a folder, and cannot be loaded as a data set from the Hub "
-            f"({reason(error)}{hint})."
-        ) from error
+        hub = f"{name!r} is neither a file nor a folder, and cannot be loaded as a data set from the Hub"
+        what = f"The folder {name!r} cannot be read" if is_folder else hub
+        raise ValueError(f"{what} ({reason(error)}{hint}).") from error
 
 
 def reason(error: Exception) -> str:

@@ -1,15 +1,16 @@
 """The exit table of a checkpoint on data: collected, or read again from where it was kept."""
 
-import argparse
 import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ..messages import first_line, listed, note
-from .inputs import Inputs, add_model_and_data_arguments, read_inputs
+from .inputs import Inputs, read_inputs
+from .options import DataOptions, TableOptions
 
 
 if TYPE_CHECKING:
@@ -20,50 +21,15 @@ SOURCE_FILE = "source.json"
 PAGES = ("config.json", "README.md", "numbers.json", "report.html", "trade_off.png")
 EXIT_DEFAULTS = ("early_exit_entropy", "exit_criterion", "exit_layer")
 # Options that the exits depend on.
-DEPENDS_ON = (
-    "checkpoint",
-    "data",
-    "split",
-    "text_columns",
-    "label_column",
-    "skip_invalid",
-    "max_rows",
-    "max_length",
-    "revision",
-    "seed",
-)
+DEPENDS_ON = [one.name for one in fields(DataOptions) if one.name not in ("batch_size", "device")]
 
 
-class Exits(NamedTuple):
+def read_exits(
+    options: TableOptions, need_inputs: bool = False, columns: Sequence[str] = ()
+) -> "tuple[ExitTable, Inputs | None]":
     """
-    Args:
-        table ([`ExitTable`]): Of the labelled rows.
-        inputs ([`Inputs`], *optional*): Model and rows; `None` where the table was kept and they are not needed.
-    """
-
-    table: "ExitTable"
-    inputs: Inputs | None
-
-
-def add_exit_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares CHECKPOINT, DATA, what belongs to them, `--table` and `--json`."""
-    add_model_and_data_arguments(parser)
-    parser.add_argument(
-        "--table",
-        metavar="FOLDER",
-        help="keep the exits of all rows there, or read them if they are there already: the model then does not run",
-    )
-    parser.add_argument("--json", action="store_true", help="write JSON instead of a table")
-
-
-def read_exits(options: argparse.Namespace, need_inputs: bool = False, columns: Sequence[str] = ()) -> Exits:
-    """
-    The exits of every labelled row, from one pass of the model or from the folder of `--table`.
-
-    Args:
-        options (`argparse.Namespace`): Those of [`add_exit_arguments`].
-        need_inputs (`bool`, *optional*, defaults to `False`): Whether model and rows are needed in any case.
-        columns (`Sequence[str]`, *optional*): Columns of DATA that are needed as well.
+    The exits of every labelled row, from one pass of the model or from the folder of `--table`; model and rows, or
+    `None` where the table was kept and they are not needed (`need_inputs`, or values of `columns` of DATA).
 
     Raises:
         ValueError: for a folder that holds the exits of something else, is damaged, or cannot be written; for columns
@@ -76,27 +42,27 @@ def read_exits(options: argparse.Namespace, need_inputs: bool = False, columns: 
     for name in columns:
         if inputs is not None and name not in inputs.rows.column_names:
             raise ValueError(f"No column {name!r} for `--slice-by`: there are {listed(inputs.rows.column_names)}.")
-    if table is None and inputs is not None:
-        if folder is not None:  # a run that is stopped leaves a table without checksums, which is made again
-            write_source(folder, source)
-        table = collect(options, inputs, folder)
-        if folder is not None:
-            write_source(folder, source | {"sha256": checksums(folder)})
     if table is None:
-        raise AssertionError("neither kept nor collected")
+        table = collect(options.batch_size, inputs, folder, source)
     right = float((table.answers[:, -1] == table.labels).mean())
     if right < 1 / table.num_labels:
         note(f"at full depth {right:.1%} are right, fewer than by chance: do the labels of DATA fit the model?")
-    return Exits(table, inputs)
+    return table.with_score(**options.asked), inputs  # what is kept serves every criterion
 
 
-def collect(options: argparse.Namespace, inputs: Inputs, folder: Path | None) -> "ExitTable":
+def collect(batch_size: int, inputs: Any, folder: Path | None, source: dict[str, Any]) -> "ExitTable":
+    """The table from one pass, kept in the folder; a pass that is stopped leaves one without checksums there."""
     from transformers import DataCollatorWithPadding
 
     from ..analysis.collect import collect_exits
 
+    if folder is not None:
+        write_source(folder, source)
     collate = DataCollatorWithPadding(inputs.tokenizer)
-    return collect_exits(inputs.model, inputs.encoded, collate, options.batch_size, folder, is_a_terminal())
+    table = collect_exits(inputs.model, inputs.encoded, collate, batch_size, folder, progress=sys.stderr.isatty())
+    if folder is not None:
+        write_source(folder, source | {"sha256": checksums(folder)})
+    return table
 
 
 def read_kept(folder: Path, source: dict[str, Any]) -> "ExitTable | None":
@@ -152,11 +118,7 @@ def checksums(folder: Path) -> dict[str, str]:
     return sums
 
 
-def is_a_terminal() -> bool:
-    return sys.stderr.isatty()
-
-
-def describe_source(options: argparse.Namespace) -> dict[str, Any]:
+def describe_source(options: TableOptions) -> dict[str, Any]:
     """What the exits depend on, with sizes and times of files, so that a change of them shows."""
     source = {name: getattr(options, name) for name in DEPENDS_ON}
     checkpoint, data = Path(options.checkpoint), Path(options.data)
@@ -166,7 +128,7 @@ def describe_source(options: argparse.Namespace) -> dict[str, Any]:
     return source | {"files": stamps, "commit": commit_of(options), "configuration": configuration_of(checkpoint)}
 
 
-def commit_of(options: argparse.Namespace) -> str | None:
+def commit_of(options: TableOptions) -> str | None:
     """The commit of a checkpoint on the Hub that is in the cache: a branch may have moved."""
     from huggingface_hub import try_to_load_from_cache
 

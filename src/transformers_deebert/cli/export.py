@@ -1,50 +1,49 @@
 """`deebert export`: ONNX files with the exits inside."""
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ..checkpoints import load_model
-
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "export",
-        help="write ONNX files with the exits inside",
-        description="Writes a classifier with trained off-ramps as ONNX files, with its configuration and tokenizer: "
-        "model.onnx, whose exits any ONNX Runtime takes by itself, and a segment for each layer, for "
-        "OnnxEarlyExitModel.",
-    )
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="repository on the Hub or folder")
-    parser.add_argument("folder", metavar="FOLDER", help="folder to write; must not exist, or be empty")
-    parser.add_argument("--no-single-file", action="store_true", help="write the segments only")
-    parser.add_argument("--no-segments", action="store_true", help="write model.onnx only")
-    parser.add_argument("--opset", type=int, default=20, help="version of the ONNX operators (%(default)s)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "int8"),
-        default="float32",
-        help="int8: layers in 8-bit integers; their entropies differ, so the threshold has to be chosen again "
-        "(%(default)s)",
-    )
-    parser.add_argument("--revision", help="branch, tag or commit of CHECKPOINT")
-    parser.set_defaults(run=run)
+from .options import Command, flag, one_of, option, place
 
 
-def run(options: argparse.Namespace) -> int:
-    from ..inference.onnx.export import export_onnx
+kind = one_of(lambda: ("float32", "int8"))
+DTYPE = "float32 (the default), or int8: layers in 8-bit integers; scores differ, so choose the threshold again"
 
-    model, tokenizer = load_model(options.checkpoint, options.revision)
-    folder = export_onnx(
-        model,
-        options.folder,
-        single_file=not options.no_single_file,
-        segments=not options.no_segments,
-        opset=options.opset,
-        tokenizer=tokenizer,
-        dtype=options.dtype,
-    )
-    size = sum(path.stat().st_size for path in Path(folder).glob("*.onnx"))
-    names = ", ".join(sorted(path.name for path in Path(folder).glob("*.onnx")))
-    sys.stdout.write(f"{options.folder}: {names} ({size / 1e6:.0f} MB)\n")
-    return 0
+
+@dataclass(kw_only=True)
+class Export(Command):
+    """
+    Write ONNX files with the exits inside.
+
+    Of a classifier with trained off-ramps, with its configuration and tokenizer: model.onnx, whose exits any ONNX
+    Runtime takes by itself, and a segment for each layer, for OnnxEarlyExitModel.
+    """
+
+    checkpoint: Annotated[str, place("CHECKPOINT", "repository on the Hub or folder")]
+    folder: Annotated[str, place("FOLDER", "folder to write; must not exist, or be empty")]
+    no_single_file: Annotated[bool, flag("--no-single-file", "write the segments only")] = False
+    no_segments: Annotated[bool, flag("--no-segments", "write model.onnx only")] = False
+    opset: Annotated[int, option("version of the ONNX operators (20)", metavar="N")] = 20
+    dtype: Annotated[str, option(DTYPE, kind, "TYPE")] = "float32"
+    revision: Annotated[str | None, option("branch, tag or commit of CHECKPOINT")] = None
+
+    def run(self) -> int:
+        from ..checkpoints import load_model
+        from ..inference.onnx.export import export_onnx
+
+        model, tokenizer = load_model(self.checkpoint, self.revision)
+        folder = export_onnx(
+            model,
+            self.folder,
+            single_file=not self.no_single_file,
+            segments=not self.no_segments,
+            opset=self.opset,
+            tokenizer=tokenizer,
+            dtype=self.dtype,
+        )
+        size = sum(path.stat().st_size for path in Path(folder).glob("*.onnx"))
+        names = ", ".join(sorted(path.name for path in Path(folder).glob("*.onnx")))
+        sys.stdout.write(f"{self.folder}: {names} ({size / 1e6:.0f} MB)\n")
+        return 0

@@ -3,9 +3,9 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from ..messages import first_line, listed, note
 
@@ -64,44 +64,34 @@ def read_parquet(path: Path) -> "Dataset":
 
 
 def read_json(path: Path) -> dict[str, list]:
-    """Columns of a file with one object a line, or with one list of objects."""
-    with open(path, encoding="utf-8-sig") as file:
-        start = file.read(1)
-        while start.isspace():
-            start = file.read(1)
-        file.seek(0)
-        if start != "[":
-            return columns_of(read_lines(path, file))
-        try:
-            items = json.load(file)
-        except ValueError as error:
-            raise ValueError(f"{str(path)!r} is not JSON: {first_line(error)}.") from error
-    return columns_of((f"Item {number} of {str(path)!r}", item) for number, item in enumerate(items, start=1))
-
-
-def read_lines(path: Path, file: TextIO) -> Iterator[tuple[str, Any]]:
-    """Where each object is, and the object; empty lines count but hold none."""
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"Line {number} of {str(path)!r}", json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"Line {number} of {str(path)!r} is not JSON: {first_line(error)}.") from error
-
-
-def columns_of(items: Iterable[tuple[str, Any]]) -> dict[str, list]:
-    """Columns of objects; a key that one of them lacks is null there."""
+    """Columns of a file with one object a line, or with one list of objects; a key that one of them lacks is null."""
+    name = repr(str(path))
     columns: dict[str, list] = {}
-    for rows, (where, item) in enumerate(items):
-        if not isinstance(item, dict):
-            raise ValueError(f'{where} must be an object such as {{"text": …, "label": …}}, got {str(item)[:60]}.')
-        for name, value in item.items():
-            columns.setdefault(name, [None] * rows).append(value)
-        for column in columns.values():
-            if len(column) == rows:
-                column.append(None)
+    with open(path, encoding="utf-8-sig") as file:
+        is_list = next((line for line in file if line.strip()), "").lstrip().startswith("[")
+        file.seek(0)
+        items: Iterable[tuple[int, Any]]
+        if is_list:
+            items = enumerate(parse(file.read(), name), start=1)
+        else:  # empty lines count, but hold none
+            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            items = ((number, parse(line, f"Line {number} of {name}")) for number, line in lines)
+        for rows, (number, item) in enumerate(items):
+            if not isinstance(item, dict):
+                where = f"{'Item' if is_list else 'Line'} {number} of {name}"
+                raise ValueError(f'{where} must be an object such as {{"text": …, "label": …}}, got {str(item)[:60]}.')
+            for key in item:
+                columns.setdefault(key, [None] * rows)
+            for key, column in columns.items():
+                column.append(item.get(key))
     return columns
+
+
+def parse(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {first_line(error)}.") from error
 
 
 # ---- CSV and TSV
@@ -120,11 +110,8 @@ def read_delimited(path: Path) -> dict[str, list]:
     except ValueError:
         return raw
     # As GLUE's own files are written: quotes are part of the text, and may happen to pair across lines.
-    return quoted if count_rows(quoted) == count_rows(raw) else raw
-
-
-def count_rows(columns: dict[str, list]) -> int:
-    return len(next(iter(columns.values()), []))
+    rows, others = (len(next(iter(columns.values()), [])) for columns in (raw, quoted))
+    return quoted if rows == others else raw
 
 
 def read_cells(path: Path, **form: Any) -> dict[str, list]:
@@ -155,9 +142,7 @@ def read_cells(path: Path, **form: Any) -> dict[str, list]:
 
 def as_numbers(cells: list) -> list:
     """Integers or floats where all cells are such, the cells themselves otherwise."""
-    if any(
-        cell is not None and len(cell) > 18 for cell in cells
-    ):  # texts, or more digits than numbers of a table have
+    if max((len(cell or "") for cell in cells), default=0) > 18:  # texts, or more digits than numbers of a table have
         return cells
     for kind in (int, float):
         try:

@@ -1,99 +1,26 @@
-"""The options of commands that run a model over data, and what they name."""
+"""What the options of commands that run a model over data name: model, tokenizer, rows, metric."""
 
-import argparse
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..messages import listed, note
+from ..messages import first_line, listed, note
+from .options import DataOptions
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..analysis.exit_table import ExitTable
+
 
 class Inputs(NamedTuple):
-    """
-    What the options name.
-
-    Args:
-        model: An early-exit classifier in eval mode, on its device.
-        tokenizer: The model's.
-        rows (`datasets.Dataset`): All columns of the rows that are read.
-        encoded (`datasets.Dataset`): The same rows as the model takes them, not padded, with `labels`.
-    """
-
-    model: Any
+    model: Any  # an early-exit classifier in eval mode, on its device
     tokenizer: Any
-    rows: "Dataset"
-    encoded: "Dataset"
+    rows: "Dataset"  # all columns
+    encoded: "Dataset"  # the same rows as the model takes them, not padded, with `labels`
 
 
-def add_model_and_data_arguments(
-    parser: argparse.ArgumentParser,
-    checkpoint: str = "early-exit model",
-    rows: str = "labelled rows",
-    split: str = "the first that exists of validation, test, train",
-    max_rows: int | None = None,
-) -> None:
-    """Declares CHECKPOINT, DATA and the options about them, in the words of the command."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help=f"{checkpoint}: repository on the Hub or folder")
-    parser.add_argument(
-        "data",
-        metavar="DATA",
-        help=f"{rows}: a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `save_to_disk`, or a data set on the "
-        "Hub such as nyu-mll/glue:sst2",
-    )
-    parser.add_argument("--split", help=f"of DATA; {split} by default")
-    parser.add_argument(
-        "--text-columns", nargs="+", metavar="NAME", help="one or two columns of DATA; found by usual names by default"
-    )
-    parser.add_argument("--label-column", metavar="NAME", help="column of DATA; `label` or `labels` by default")
-    default = "" if max_rows is None else f" (default: {max_rows})"
-    parser.add_argument(
-        "--max-rows",
-        type=positive,
-        default=max_rows,
-        metavar="N",
-        help=f"read a random sample of so many rows{default}",
-    )
-    parser.add_argument(
-        "--max-length",
-        type=positive,
-        metavar="N",
-        help="cut rows to so many tokens; as many as the model takes by default",
-    )
-    parser.add_argument(
-        "--skip-invalid",
-        action="store_true",
-        help="leave out rows without a text or with an unknown label, and count them",
-    )
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="rows of one pass (default: 32)")
-    parser.add_argument("--device", default="cpu", help="cpu (the default), cuda or mps")
-    parser.add_argument("--revision", help="branch, tag or commit of CHECKPOINT")
-    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="of everything random (default: 0)")
-
-
-def positive(text: str) -> int:
-    """An option's value that must be 1 or more."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, got {text!r}")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """An option's value that random generators take."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}, got {text!r}")
-    return int(text)
-
-
-def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
-    """
-    Reads and encodes what the options of [`add_model_and_data_arguments`] name. What it took for texts and label is
-    told on stderr.
-
-    Raises:
-        ValueError: in one line, for anything that is not there or does not fit.
-    """
+def read_inputs(options: DataOptions, labelled: bool = True) -> Inputs:
+    """Reads and encodes what the options name; raises `ValueError` for what is not there or does not fit."""
     from ..checkpoints import load_model
     from ..rows import encode_rows
 
@@ -105,8 +32,8 @@ def read_inputs(options: argparse.Namespace, labelled: bool = True) -> Inputs:
     return Inputs(model, tokenizer, rows, encoded)
 
 
-def read_rows(options: argparse.Namespace, labelled: bool = True) -> "tuple[Dataset, tuple[str, ...], str | None]":
-    """Rows, and the names of their texts and label."""
+def read_rows(options: DataOptions, labelled: bool = True) -> "tuple[Dataset, tuple[str, ...], str | None]":
+    """Rows, and the names of their texts and label, which are noted on stderr."""
     from ..rows import find_columns, without_invalid
     from .data import load_rows
 
@@ -117,3 +44,31 @@ def read_rows(options: argparse.Namespace, labelled: bool = True) -> "tuple[Data
         rows = without_invalid(rows, texts)
     note(f"{len(rows)} rows; texts: {listed(texts)}; labels: {label or 'none'}.")
     return rows, texts, label
+
+
+def load_metric(name: str) -> Any:
+    """A module of `evaluate`, `None` for accuracy and F1, which need none; raises `ValueError` for an unknown one."""
+    from ..analysis.metrics import EXACT
+
+    if name in EXACT:
+        return None
+    import evaluate
+
+    try:
+        return evaluate.load(name)
+    except (OSError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"`--metric` {name!r} cannot be loaded ({first_line(error)}): accuracy and f1 are always there."
+        ) from error
+
+
+def name_metric(name: str, module: Any, table: "ExitTable") -> tuple[str, Any]:
+    """`metric` and `score` of the analysis; raises `ValueError` for several numbers of other names."""
+    from ..analysis.metrics import make_metrics
+
+    if module is None:
+        return name, None
+    found = list(make_metrics(module, table.num_labels)(table.answers[:, -1], table.labels))
+    if name not in found and len(found) > 1:
+        raise ValueError(f"`--metric` {name!r} returns several numbers ({', '.join(found)}): choose another metric.")
+    return (name if name in found else found[0]), module

@@ -1,102 +1,92 @@
 """`deebert pick`: a threshold by what it shall give."""
 
-import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ..messages import note
-from .choosing import add_metric_argument, add_target_arguments, load_metric, name_metric, share
-from .exits import add_exit_arguments, read_exits
+from .exits import read_exits
+from .inputs import load_metric, name_metric
+from .options import TableOptions, TargetOptions, above_zero, flag, of_exits, only_one, share
 
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..analysis.choice import ThresholdChoice
     from ..analysis.latency import LatencyProfile
 
-
-def add(commands: argparse._SubParsersAction) -> None:
-    parser = commands.add_parser(
-        "pick",
-        help="pick a threshold by what it shall give",
-        description="Picks a threshold on one half of the rows and reads on the other what it gives. Exit code 1 "
-        "where the target cannot be met.",
-    )
-    add_exit_arguments(parser)
-    add_target_arguments(parser, latency=True, required=True)
-    add_metric_argument(parser)
-    parser.add_argument(
-        "--confidence",
-        type=share,
-        metavar="F",
-        help="guarantee --max-score-drop (of accuracy) with this probability, such as 0.95",
-    )
-    add_way_arguments(parser)
-    parser.add_argument(
-        "--apply", action="store_true", help="make it the default of CHECKPOINT, a folder; writes its card"
-    )
-    parser.set_defaults(run=run)
+LATENCY = "expected milliseconds for a row at batch size 1, by a profile that is measured on this machine"
+CONFIDENCE = "guarantee --max-score-drop (of accuracy) with this probability, such as 0.95"
 
 
-def check_confidence(options: argparse.Namespace) -> None:
-    """Raises `ValueError` for options that a guarantee cannot be had with, before the model runs."""
-    if options.confidence is None:
-        return
-    if not options.max_score_drop:
-        raise ValueError("`--confidence` guarantees a bound: give `--max-score-drop` above 0 with it.")
-    if options.metric != "accuracy" or options.per_layer:
-        raise ValueError(
-            "`--confidence` guarantees accuracy, with one threshold: leave out `--metric` and `--per-layer`."
+@dataclass(kw_only=True)
+class Pick(TargetOptions, TableOptions):
+    """
+    Pick a threshold by what it shall give.
+
+    It is selected on one half of the rows and evaluated on the other. Exit code 1 where the target cannot be met.
+    """
+
+    target_latency_ms: Annotated[float | None, of_exits(LATENCY, above_zero, "MS")] = None
+    confidence: Annotated[float | None, of_exits(CONFIDENCE, share, "F")] = None
+    apply: Annotated[bool, flag("--apply", "make it the default of CHECKPOINT, a folder; writes its card")] = False
+
+    def __post_init__(self) -> None:
+        only_one(self, "target_saving", "max_score_drop", "target_latency_ms", required=True)
+
+    def run(self) -> int:
+        from ..analysis.selection import pick_threshold
+        from ..hub.applied_threshold import apply_threshold
+
+        if self.apply and not Path(self.checkpoint).is_dir():
+            raise ValueError(f"`--apply` needs a folder, but CHECKPOINT is {self.checkpoint!r}: download it first.")
+        timed = self.target_latency_ms is not None
+        self.check_confidence()
+        self.check_per_layer()
+        module = load_metric(self.metric)
+        table, inputs = read_exits(self, need_inputs=timed)
+        metric, score = name_metric(self.metric, module, table)
+        latency = measure(inputs.model, table.lengths) if timed and inputs is not None else None
+        choice = pick_threshold(
+            table,
+            target_saving=self.target_saving,
+            max_metric_drop=self.max_score_drop,
+            target_latency_ms=self.target_latency_ms,
+            confidence=self.confidence,
+            metric=metric,
+            compute_metric=score,
+            latency=latency,
+            per_layer=self.per_layer,
+            temperatures=self.temperatures,
+            seed=self.seed,
         )
+        sys.stdout.write(json.dumps(choice.to_dict(), indent=2) + "\n" if self.json else describe(choice))
+        if not choice.met:
+            return 1
+        if self.apply:
+            apply_threshold(self.checkpoint, choice)
+            note(f"{self.checkpoint} now exits there by default; its card says why.")
+        return 0
+
+    def check_confidence(self) -> None:
+        """Raises `ValueError` for options that a guarantee cannot be had with, before the model runs."""
+        if self.confidence is None:
+            return
+        if not self.max_score_drop:
+            raise ValueError("`--confidence` guarantees a bound: give `--max-score-drop` above 0 with it.")
+        if self.metric != "accuracy" or self.per_layer:
+            raise ValueError(
+                "`--confidence` guarantees accuracy, with one threshold: leave out `--metric` and `--per-layer`."
+            )
 
 
-def add_way_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares other ways to exit than by one threshold."""
-    parser.add_argument("--per-layer", action="store_true", help="search for a threshold for each off-ramp")
-    parser.add_argument(
-        "--temperatures", action="store_true", help="fit a temperature for each off-ramp first, to calibrate them"
-    )
-
-
-def run(options: argparse.Namespace) -> int:
-    from ..analysis.selection import pick_threshold
-    from ..hub.applied_threshold import apply_threshold
-
-    if options.apply and not Path(options.checkpoint).is_dir():
-        raise ValueError(f"`--apply` needs a folder, but CHECKPOINT is {options.checkpoint!r}: download it first.")
-    timed = options.target_latency_ms is not None
-    check_confidence(options)
-    module = load_metric(options.metric)
-    table, inputs = read_exits(options, need_inputs=timed)
-    metric, score = name_metric(options.metric, module, table)
-    latency = measure(inputs.model, table.lengths) if timed and inputs is not None else None
-    choice = pick_threshold(
-        table,
-        target_saving=options.target_saving,
-        max_metric_drop=options.max_score_drop,
-        target_latency_ms=options.target_latency_ms,
-        confidence=options.confidence,
-        metric=metric,
-        compute_metric=score,
-        latency=latency,
-        per_layer=options.per_layer,
-        temperatures=options.temperatures,
-        seed=options.seed,
-    )
-    sys.stdout.write(json.dumps(choice.to_dict(), indent=2) + "\n" if options.json else describe(choice))
-    if not choice.met:
-        return 1
-    if options.apply:
-        apply_threshold(options.checkpoint, choice)
-        note(f"{options.checkpoint} now exits there by default; its card says why.")
-    return 0
-
-
-def measure(model: Any, lengths: np.ndarray) -> "LatencyProfile":
+def measure(model: Any, lengths: "np.ndarray") -> "LatencyProfile":
     """A latency profile at lengths that the rows have."""
+    import numpy as np
+
     from ..analysis.latency import measure_latency
 
     chosen = tuple(sorted({int(length) for length in np.quantile(lengths, [0, 0.25, 0.5, 0.75, 0.95, 1])}))
@@ -111,17 +101,19 @@ def describe(choice: "ThresholdChoice") -> str:
     low, high = choice.score_change_interval
     least, most = choice.layer_saving_interval
     largest = "ln(labels)" if choice.exit_score == "entropy" else f"the largest {choice.exit_score}"
-    share = [] if choice.fraction is None else [f"{'':16}{fraction_words(choice.fraction)} of {largest}"]
+    fractions = choice.fraction if isinstance(choice.fraction, tuple) else (choice.fraction,)
+    share = f"{'':16}{', '.join(f'{value:.1%}' for value in fractions if value is not None)} of {largest}"
     lines = [
         choice.reason,
         "",
         f"threshold       {threshold_words(choice.threshold)}",
-        *share,
+        share,
+        f"in a call       {choice.call_arguments}",
         f"layers saved    {choice.layer_saving:.1%} (95 % interval {least:.1%} to {most:.1%})",
         f"{choice.metric:15} {choice.score:.2%}, at full depth {choice.full_score:.2%}",
         f"change          {100 * choice.score_change:+.2f} points "
         f"(95 % interval {100 * low:+.2f} to {100 * high:+.2f})",
-        f"read on         {choice.rows:,} rows; one is worth {choice.row_worth:.2%}",
+        f"evaluated on    {choice.rows:,} rows; one is worth {choice.row_worth:.2%}",
     ]
     if choice.latency_ms is not None:
         lines.append(f"time for a row  {choice.latency_ms:.2f} ms, at full depth {choice.full_latency_ms:.2f} ms")
@@ -130,8 +122,3 @@ def describe(choice: "ThresholdChoice") -> str:
     if choice.met and choice.harmful_flips is None:
         lines += ["", "On other rows it may lose more than on these; --confidence promises a bound."]
     return "\n".join(lines) + "\n"
-
-
-def fraction_words(fraction: float | tuple[float, ...]) -> str:
-    values = fraction if isinstance(fraction, tuple) else (fraction,)
-    return ", ".join(f"{value:.1%}" for value in values)
