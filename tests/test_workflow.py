@@ -10,7 +10,7 @@ from conftest import make_model, make_stock
 from test_folders import files_of_at_most
 from transformers import AutoModelForSequenceClassification, BertTokenizer, pipeline
 
-from transformers_deebert import OffRampTrainer, add_exits, from_backbone, workflow
+from transformers_deebert import OffRampTrainer, add_exits, from_backbone, pick_threshold, workflow
 
 
 pytestmark = pytest.mark.gradients
@@ -51,7 +51,12 @@ def test_from_rows_to_a_pipeline(checkpoint, tmp_path):
     pipe = pipeline("text-classification", model=str(added.folder))
     assert pipe.model.config.early_exit_entropy == added.choice.threshold
     assert pipe.model.config.off_ramp_pooling == "mean"
-    assert 1 <= pipe("word5 word6")[0]["exit_layer"] <= 4
+    assert 0 <= pipe("word5 word6")[0]["exit_layer"] <= 4
+    assert pipe.model.exit_layers == (0, 1, 2, 3, 4)
+    kind = json.loads((added.folder / "numbers.json").read_text())["training"]["off_ramps"]["kind"]
+    assert "saved between 0 and 1 point lost, on 20% of the training rows (" in kind
+    for page in ("README.md", "report.html"):
+        assert kind in (added.folder / page).read_text()
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, pipe.model.state_dict()[name])
     assert sorted(os.listdir(tmp_path)) == ["out", "plain", "vocab.txt"]
@@ -70,8 +75,32 @@ def test_criteria_that_the_model_cannot_have(arguments, message, tmp_path):
         add_exits("no-model", [], tmp_path / "out", **arguments)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_disagreement_is_bounded_without_labels(checkpoint, tmp_path, labelled):
+    """Labels of the held-out rows do not matter."""
+    rows, held_out = make_rows(150), make_rows(60)
+    if not labelled:
+        rows, held_out = ([{"text": row["text"]} for row in part] for part in (rows, held_out))
+        with pytest.raises(ValueError, match="`max_metric_drop` needs labels"):
+            add_exits(checkpoint, rows, tmp_path / "out", held_out=held_out, max_metric_drop=0.1)
+    added = add_exits(checkpoint, rows, tmp_path / "out", held_out=held_out, max_disagreement=0.3)
+    choice, table = added.choice, added.table.against_full_depth()
+    assert (choice.metric, choice.full_score) == ("agreement", 1.0)
+    assert choice.threshold == pick_threshold(table, max_metric_drop=0.3).threshold
+    assert "of agreement" in choice.reason
+    card = (added.folder / "README.md").read_text()
+    assert ("| agreement" in card) == (not labelled)  # otherwise the card's metric is accuracy
+
+
+def test_one_kind_of_off_ramps(checkpoint, tmp_path):
+    fields = {"off_ramp_head": "linear", "off_ramp_layers": [0, 2]}
+    added = add_exits(checkpoint, make_rows(200), tmp_path / "out", off_ramps=fields, **SETTINGS)
+    config = AutoModelForSequenceClassification.from_pretrained(added.folder).config
+    assert (config.off_ramp_head, config.off_ramp_layers, config.off_ramp_pooling) == ("linear", [0, 2], "mean")
+
+
 def test_a_failure_behind_the_training_loses_nothing(checkpoint, tmp_path, monkeypatch):
-    call = {"held_out": make_rows(60), **SETTINGS}
+    call = {"held_out": make_rows(60), "off_ramps": {"off_ramp_head": "pooler"}, **SETTINGS}
     with files_of_at_most(250_000), pytest.raises(OSError, match="out"):  # of all files the report alone is longer
         add_exits(checkpoint, make_rows(100), tmp_path / "out", **call)
     assert not (tmp_path / "out").exists()
@@ -97,6 +126,11 @@ def test_what_is_left_of_another_call_is_not_taken(checkpoint, tmp_path, monkeyp
     [
         ({"target_saving": 2.0}, "`target_saving`"),
         ({"hold_out": 0.0}, "`hold_out`"),
+        ({"off_ramps": "best"}, "`off_ramps` must be 'auto'"),
+        ({"off_ramps": {"off_ramp_head": "best"}}, "`off_ramp_head`"),
+        ({"training": {"weight_decay": 0.1}}, "`training` has weight_decay, which `off_ramps` 'auto' has no use for"),
+        ({"max_disagreement": 2.0}, "`max_disagreement`"),
+        ({"confidence": 0.9}, "`confidence`|exactly one"),
         ({"rows": make_rows(60)}, "12 rows to pick a threshold on, and it takes 40"),
         ({"label_column": "stars"}, "No column 'stars' for `label_column`"),
         ({"rows": [{"text": "word5", "label": "unknown"}] * 300}, "label in row 1 is 'unknown'"),

@@ -75,7 +75,7 @@ def place(tmp_path_factory):
     tokenizer.save_pretrained(folder / "plain")
     with torch.enable_grad():
         command = ["add-exits", f"{folder}/plain", train, "--validation", validation, "-o", f"{folder}/exits"]
-        assert main([*command, "--target-saving", "0.4", "--epochs", "15"]) == 0
+        assert main([*command, "--target-saving", "0.4", "--epochs", "15", "--off-ramps", "pooler"]) == 0
     return folder
 
 
@@ -143,12 +143,36 @@ def test_add_exits_with_a_target_that_cannot_be_met(place, tmp_path, capsys):
     with torch.enable_grad():
         code = main(
             ["add-exits", f"{place}/plain", f"{place}/train.jsonl", "-o", f"{tmp_path}/out", "--epochs", "1"]
-            + ["--target-saving", "0.9"]  # one layer of four always runs
+            + ["--target-saving", "0.9", "--off-ramps", "linear"]  # one layer of four always runs
         )
     assert code == 1
     assert "No threshold saves 90.0%" in capsys.readouterr().out
     assert "The recommended threshold" not in (tmp_path / "out" / "README.md").read_text()
     assert AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").config.early_exit_entropy is None
+
+
+def test_add_exits_with_texts_alone(place, tmp_path, capsys):
+    """Off-ramps learn the model's own answers, and the threshold bounds the disagreement with them."""
+    texts = tmp_path / "texts.txt"
+    rows = [json.loads(line)["text"] for line in (place / "train.jsonl").read_text().splitlines()]
+    texts.write_text("\n\n".join(rows) + "\n")
+    base = ["add-exits", f"{place}/plain", str(texts), "-o", f"{tmp_path}/out"]
+    with torch.enable_grad():
+        assert main([*base, "--max-score-drop", "0.01"]) == 2
+        assert "`--max-score-drop` needs labels" in capsys.readouterr().err
+        assert main([*base, "--max-disagreement", "0.2", "--confidence", "0.9", "--hold-out", "0.5"]) == 0
+    shown = capsys.readouterr()
+    assert "300 rows; texts: text; labels: none" in shown.err
+    assert "keeps the off-ramps of the kind" in shown.err
+    assert "With 90% confidence the agreement on new rows" in shown.out
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    assert model.exit_layers == (0, 1, 2, 3, 4)
+    inputs = BertTokenizer.from_pretrained(tmp_path / "out")(rows, padding=True, return_tensors="pt")
+    early, full = model(**inputs), model(**inputs, early_exit_entropy=0)
+    assert early.exit_layers.float().mean() < 3.5
+    assert (early.logits.argmax(-1) == full.logits.argmax(-1)).float().mean() > 0.8
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "accuracy is agreement with them" in page
 
 
 def test_the_report_is_about_the_model_that_was_made(place, tmp_path):
@@ -462,7 +486,10 @@ def test_add_exits_with_another_criterion(place, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["pick"], "one of the arguments --target-saving --max-score-drop --target-latency-ms is required"),
+        (
+            ["pick"],
+            "one of the arguments --target-saving --max-score-drop --max-disagreement --target-latency-ms is required",
+        ),
         (["pick", "--target-saving", "40"], "must lie between 0 and 1, got 40"),
         (["pick", "--max-score-drop", "nan"], "must lie between 0 and 1"),
         (["pick", "--target-saving", "0.4", "--max-score-drop", "0.01"], "not allowed with"),

@@ -93,7 +93,7 @@ def test_a_key_that_some_lines_lack(tmp_path):
         ("rows.jsonl", "\n \n", "has no rows"),
         ("rows.json", "[]", "has no rows"),
         ("rows.parquet", "text", "is not a Parquet file"),
-        ("rows.txt", "text", "suffix '.txt': convert it to one of .jsonl"),
+        ("rows.log", "text", "suffix '.log': convert it to one of .jsonl"),
         ("rows", "text", "suffix ''"),
     ],
 )

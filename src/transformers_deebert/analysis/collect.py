@@ -31,6 +31,7 @@ def collect_exits(
     output_dir: str | Path | None = None,
     progress: bool = True,
     criterion: Any = "entropy",
+    labelled: bool = True,
 ) -> ExitTable:
     """
     Runs a model over a data set once, at full depth, and keeps the logits of every exit. Under `accelerate launch`
@@ -55,6 +56,9 @@ def collect_exits(
         criterion (`str`, `Callable`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
             The score and the patience of the table; thresholds are ignored. A function is called during the pass, with
             pooled vectors, and its scores are kept: for scores that need more than logits.
+        labelled (`bool`, *optional*, defaults to `True`):
+            `False` for rows without labels: those of the table are then the answers at full depth, and its accuracy is
+            agreement with them.
 
     Returns:
         [`ExitTable`]: rows without a label (-100) are left out.
@@ -84,7 +88,7 @@ def collect_exits(
     names = class_names(config)
     text = "Exits" if progress and rank == 0 else None
     if loader:
-        windows = _run_batches(model, dataset, text, own_score)
+        windows = _run_batches(model, dataset, text, own_score, labelled)
     else:
         share = range(len(dataset) * rank // world, len(dataset) * (rank + 1) // world)
         collate = data_collator or default_data_collator
@@ -93,7 +97,7 @@ def collect_exits(
             # As `Trainer` does, columns are dropped that the model does not take.
             items = [{name: value for name, value in item.items() if name in taken} for item in items]
             lengths = [token_count(item) for item in items]
-            return _exits_of(model, collate(items), own_score) | {
+            return _exits_of(model, collate(items), own_score, labelled) | {
                 "lengths": np.array(lengths),
                 "ids": np.array(indices),
             }
@@ -113,7 +117,7 @@ def collect_exits(
             if state is not None:
                 state.wait_for_everyone()
             name = ARROW_FILE if world == 1 else f"exits-{rank:05d}-of-{world:05d}.arrow"
-            known = labelled(windows, config.num_labels)
+            known = with_labels(windows, config.num_labels)
             if (first := next(known, None)) is not None:
                 write_windows(folder / name, itertools.chain([first], known))
             if state is not None:
@@ -135,7 +139,7 @@ def temperatures_of(model: Any) -> list[float] | None:
     return getattr(model, "exported_temperatures", configured)
 
 
-def labelled(windows: Iterator[dict[str, np.ndarray]], classes: int) -> Iterator[dict[str, np.ndarray]]:
+def with_labels(windows: Iterator[dict[str, np.ndarray]], classes: int) -> Iterator[dict[str, np.ndarray]]:
     """The rows of windows that have a label, which is checked; windows without any are left out."""
     for columns in windows:
         known = columns["labels"] != -100
@@ -166,10 +170,12 @@ class ScoreRecorder:
         return torch.full_like(self.values[-1], torch.inf)
 
 
-def _exits_of(model: Any, batch: Mapping[str, Any], own_score: Score | None) -> dict[str, np.ndarray]:
+def _exits_of(model: Any, batch: Mapping[str, Any], own_score: Score | None, labelled: bool) -> dict[str, np.ndarray]:
     """Logits of all exits, the labels and, where wanted, the scores of a function, of one batch."""
     inputs = dict(batch)
     labels = inputs.pop("labels", inputs.pop("label", None))
+    if not labelled:
+        labels = torch.zeros(len(next(iter(inputs.values()))), dtype=torch.long)  # replaced below
     if labels is None or not isinstance(labels, torch.Tensor) or labels.is_floating_point():
         given = "none" if labels is None else str(getattr(labels, "dtype", type(labels).__name__))
         raise ValueError(f"`dataset` must give integer `labels` (through `data_collator`), got {given}.")
@@ -182,6 +188,7 @@ def _exits_of(model: Any, batch: Mapping[str, Any], own_score: Score | None) -> 
         settings = {"exit_criterion": ExitCriterion(recorder, 1.0)}
     output = model(**inputs, output_off_ramp_logits=True, **settings, return_dict=True)
     logits = torch.stack(output.off_ramp_logits, 1)  # (rows, exits, labels)
+    labels = labels if labelled else logits[:, -1].argmax(-1)
     columns = {"logits": logits.float().cpu().numpy(), "labels": labels.cpu().numpy().astype(np.int64)}
     if own_score is not None:
         columns["scores"] = torch.stack(recorder.values, 1).float().cpu().numpy()
@@ -189,12 +196,12 @@ def _exits_of(model: Any, batch: Mapping[str, Any], own_score: Score | None) -> 
 
 
 def _run_batches(
-    model: Any, loader: Any, progress: str | None, own_score: Score | None
+    model: Any, loader: Any, progress: str | None, own_score: Score | None, labelled: bool
 ) -> Iterator[dict[str, np.ndarray]]:
     """The exits of the batches of a `DataLoader`, as they come."""
     seen = 0
     for batch in tqdm(loader, desc=progress, disable=progress is None):
-        exits = _exits_of(model, batch, own_score)
+        exits = _exits_of(model, batch, own_score, labelled)
         rows = len(exits["labels"])
         mask = batch.get("attention_mask")
         if mask is not None:

@@ -254,6 +254,10 @@ class ExitTable:
             vars(table)["scores"] = self.scores[:, keep[:-1]]
         return table
 
+    def against_full_depth(self) -> "ExitTable":
+        """The table with the answers at full depth as labels: accuracy is then agreement with the full model."""
+        return replace(self, labels=self.answers[:, -1])
+
     def ensemble(self) -> "ExitTable":
         """
         The table of another answer: layer i says the mean of the probabilities of exits 1 … i. No model answers so: it

@@ -1,7 +1,7 @@
 """Selection of a threshold for a target, with a guarantee where wanted."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,7 @@ def pick_threshold(
     *,
     target_saving: float | None = None,
     max_metric_drop: float | None = None,
+    max_disagreement: float | None = None,
     target_latency_ms: float | None = None,
     confidence: float | None = None,
     metric: str = "accuracy",
@@ -60,8 +61,12 @@ def pick_threshold(
         target_saving (`float`, *optional*): Share of the layers to save, between 0 and 1.
         max_metric_drop (`float`, *optional*):
             Largest drop of the metric: 0.005 is half a point. Not negative, below 1; the most is saved within it.
+        max_disagreement (`float`, *optional*):
+            Largest share of rows whose answer is another one than at full depth; needs no labels. The metric of the
+            choice is then `"agreement"`, and `confidence` guarantees that.
         target_latency_ms (`float`, *optional*): Expected milliseconds for a row, by `latency`.
-        confidence (`float`, *optional*): Probability of the guarantee, for example 0.95; with `max_metric_drop`.
+        confidence (`float`, *optional*):
+            Probability of the guarantee, for example 0.95; with `max_metric_drop` or `max_disagreement`.
         metric (`str`, *optional*, defaults to `"accuracy"`):
             The metric, higher is better: `"accuracy"`, `"f1"` (of class 1 with two classes, the mean over the classes
             with more), both at every threshold where a decision changes; or one that `compute_metric` returns, at up
@@ -88,7 +93,21 @@ def pick_threshold(
             another metric than accuracy, a latency target without a profile, too few
             rows, `per_layer` with a criterion whose exits depend on each other.
     """
-    check_targets(target_saving, max_metric_drop, target_latency_ms, confidence, latency)
+    check_targets(target_saving, max_metric_drop, target_latency_ms, confidence, latency, max_disagreement)
+    if max_disagreement is not None:
+        if metric != "accuracy" or compute_metric is not None:
+            raise ValueError("`max_disagreement` is about agreement alone: leave out `metric` and `compute_metric`.")
+        choice = pick_threshold(
+            table.against_full_depth(),
+            max_metric_drop=max_disagreement,
+            confidence=confidence,
+            latency=latency,
+            per_layer=per_layer,
+            evaluate_on=None if evaluate_on is None else evaluate_on.against_full_depth(),
+            temperatures=temperatures,
+            seed=seed,
+        )
+        return replace(choice, metric="agreement", reason=choice.reason.replace("accuracy", "agreement"))
     if confidence is not None and (metric != "accuracy" or compute_metric is not None or per_layer):
         raise ValueError(
             "`confidence` guarantees accuracy, with one threshold for all off-ramps: leave out `metric`, "
@@ -148,22 +167,20 @@ def check_targets(
     target_latency_ms: float | None,
     confidence: float | None,
     latency: "LatencyProfile | None",
+    max_disagreement: float | None = None,
 ) -> None:
     """Raises `ValueError` unless there is one target, in range, with what it needs."""
-    targets = {
-        "target_saving": target_saving,
-        "max_metric_drop": max_metric_drop,
-        "target_latency_ms": target_latency_ms,
-    }
+    bounds = {"max_metric_drop": max_metric_drop, "max_disagreement": max_disagreement}
+    targets = {"target_saving": target_saving, **bounds, "target_latency_ms": target_latency_ms}
     if sum(value is not None for value in targets.values()) != 1:
-        raise ValueError("Give exactly one of `target_saving`, `max_metric_drop` and `target_latency_ms`.")
-    shares = {"target_saving": target_saving, "max_metric_drop": max_metric_drop, "confidence": confidence}
+        raise ValueError(f"Give exactly one of {', '.join(f'`{name}`' for name in targets)}.")
+    shares = {"target_saving": target_saving, **bounds, "confidence": confidence}
     for name, value in shares.items():
-        may_be_zero = name == "max_metric_drop" and confidence is None
+        may_be_zero = name in bounds and confidence is None
         if value is not None and not (0 < value < 1 or (may_be_zero and value == 0)):
             raise ValueError(f"`{name}` must lie between 0 and 1, got {value!r}: 0.01 is one point or one per cent.")
-    if confidence is not None and max_metric_drop is None:
-        raise ValueError("`confidence` guarantees a bound: give `max_metric_drop` with it.")
+    if confidence is not None and not any(value is not None for value in bounds.values()):
+        raise ValueError("`confidence` guarantees a bound: give `max_metric_drop` or `max_disagreement` with it.")
     if target_latency_ms is not None:
         if not 0 < target_latency_ms < math.inf:
             raise ValueError(f"`target_latency_ms` must be finite and above 0, got {target_latency_ms!r}.")

@@ -37,8 +37,8 @@ def load_rows(
 
     Args:
         source (`str`):
-            A .jsonl, .json, .csv, .tsv or .parquet file; a folder that `save_to_disk` wrote, or one of data files laid
-            out as on the Hub; or a data set on the Hub, `owner/name` or `owner/name:configuration`.
+            A .jsonl, .json, .csv, .tsv, .parquet or .txt file; a folder that `save_to_disk` wrote, or one of data
+            files laid out as on the Hub; or a data set on the Hub, `owner/name` or `owner/name:configuration`.
         split (`str`, *optional*): Files have none; by default the first of `splits` that exists, noted on stderr.
         max_rows (`int`, *optional*), seed (`int`): A random sample of at most so many, in their own order.
         splits (`Sequence[str]`, *optional*): By default validation, test, train.

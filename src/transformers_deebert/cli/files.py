@@ -1,4 +1,4 @@
-"""Rows of files: JSON lines, JSON, CSV, TSV, Parquet."""
+"""Rows of files: JSON lines, JSON, CSV, TSV, Parquet, plain text."""
 
 import csv
 import json
@@ -13,13 +13,14 @@ from ..messages import first_line, listed, note
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def read_file(path: Path, needed: Iterable[str]) -> "Dataset":
     """
     The rows of a file. JSON holds one object a line or a list of objects; CSV and TSV have a header, empty cells are
-    null, and a column of numbers alone becomes one of numbers. Columns of several types are left out with a note,
+    null, and a column of numbers alone becomes one of numbers; each line of a .txt file that is not blank is a `text`,
+    without a label. Columns of several types are left out with a note,
     unless they are among `needed`.
 
     Raises:
@@ -31,6 +32,9 @@ def read_file(path: Path, needed: Iterable[str]) -> "Dataset":
     try:
         if suffix == ".parquet":
             rows = read_parquet(path)
+        elif suffix == ".txt":
+            lines = (line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
+            rows = make_rows({"text": [line for line in lines if line]}, path, needed)
         elif suffix in (".csv", ".tsv"):
             rows = make_rows(read_delimited(path), path, needed)
         else:

@@ -13,10 +13,12 @@ from typer import Argument, BadParameter, Option
 
 
 SOURCES = (
-    "a .jsonl, .json, .csv, .tsv or .parquet file, a folder of `save_to_disk`, or a data set on the Hub such as "
+    "a .jsonl, .json, .csv, .tsv, .parquet or .txt file, a folder of `save_to_disk`, or a data set on the Hub such as "
     "nyu-mll/glue:sst2"
 )
 TEXT_COLUMNS = "one or two columns of DATA; by default found by usual names"
+DISAGREEMENT = "largest share of rows with another answer than at full depth; needs no labels"
+GUARANTEE = "guarantee the bound with this probability, such as 0.95"
 DROP = "largest loss of the metric: 0.01 is one point"
 SKIPPED = "leave out rows without a text or with an unknown label, and count them"
 TABLE = "keep the exits of all rows there, or read them if they are there: the model then does not run"
@@ -167,8 +169,10 @@ class TargetOptions(CriterionOptions):
         bool, flag("--temperatures", "fit one for each off-ramp first, to calibrate it", "Exits")
     ] = False
 
+    TARGETS: ClassVar[tuple[str, ...]] = ("target_saving", "max_score_drop")
+
     def __post_init__(self) -> None:
-        only_one(self, "target_saving", "max_score_drop")
+        only_one(self, *self.TARGETS)
 
     def check_per_layer(self) -> None:
         """Raises `ValueError` for a criterion that `--per-layer` cannot have, before the model runs."""

@@ -9,7 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ..messages import note
 from .exits import read_exits
 from .inputs import load_metric, name_metric
-from .options import TableOptions, TargetOptions, above_zero, flag, of_exits, only_one, share
+from .options import (
+    DISAGREEMENT,
+    GUARANTEE,
+    TableOptions,
+    TargetOptions,
+    above_zero,
+    flag,
+    of_exits,
+    only_one,
+    share,
+    share_or_zero,
+)
 
 
 if TYPE_CHECKING:
@@ -19,7 +30,6 @@ if TYPE_CHECKING:
     from ..analysis.latency import LatencyProfile
 
 LATENCY = "expected milliseconds for a row at batch size 1, by a profile that is measured on this machine"
-CONFIDENCE = "guarantee --max-score-drop (of accuracy) with this probability, such as 0.95"
 
 
 @dataclass(kw_only=True)
@@ -31,11 +41,12 @@ class Pick(TargetOptions, TableOptions):
     """
 
     target_latency_ms: Annotated[float | None, of_exits(LATENCY, above_zero, "MS")] = None
-    confidence: Annotated[float | None, of_exits(CONFIDENCE, share, "F")] = None
+    max_disagreement: Annotated[float | None, of_exits(DISAGREEMENT, share_or_zero, "F")] = None
+    confidence: Annotated[float | None, of_exits(GUARANTEE, share, "F")] = None
     apply: Annotated[bool, flag("--apply", "make it the default of CHECKPOINT, a folder; writes its card")] = False
 
     def __post_init__(self) -> None:
-        only_one(self, "target_saving", "max_score_drop", "target_latency_ms", required=True)
+        only_one(self, *self.TARGETS, "max_disagreement", "target_latency_ms", required=True)
 
     def run(self) -> int:
         from ..analysis.selection import pick_threshold
@@ -54,6 +65,7 @@ class Pick(TargetOptions, TableOptions):
             table,
             target_saving=self.target_saving,
             max_metric_drop=self.max_score_drop,
+            max_disagreement=self.max_disagreement,
             target_latency_ms=self.target_latency_ms,
             confidence=self.confidence,
             metric=metric,
@@ -75,7 +87,7 @@ class Pick(TargetOptions, TableOptions):
         """Raises `ValueError` for options that a guarantee cannot be had with, before the model runs."""
         if self.confidence is None:
             return
-        if not self.max_score_drop:
+        if not (self.max_score_drop or self.max_disagreement):
             raise ValueError("`--confidence` guarantees a bound: give `--max-score-drop` above 0 with it.")
         if self.metric != "accuracy" or self.per_layer:
             raise ValueError(

@@ -25,6 +25,7 @@ NUMBERS_FILE, PICTURE_FILE, CARD_FILE = "numbers.json", "trade_off.png", "README
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 
 HYPER_PARAMETERS = {
+    "kind": "kind",
     "epochs": "epochs",
     "learning_rate": "learning rate",
     "batch_size": "batch size",
@@ -35,6 +36,7 @@ HYPER_PARAMETERS = {
     "max_grad_norm": "gradient clipping",
     "dropout": "dropout",
     "seed": "seed",
+    "distillation_weight": "distillation weight",
     "off_ramp_mode": "off-ramp mode",
     "strategy": "strategy",
     "full_depth_before": "full depth before",

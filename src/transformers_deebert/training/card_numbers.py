@@ -59,6 +59,8 @@ def stage_numbers(trainer: Any) -> dict[str, Any]:
     }
     if trainer.trained_part == "off_ramps":
         numbers["off_ramp_mode"] = trainer.off_ramp_mode
+        if trainer.distillation[0]:
+            numbers["distillation_weight"] = trainer.distillation[0]
     if trainer.trained_part == "all":
         numbers["strategy"] = args.joint_strategy
         if trainer.full_depths is not None:

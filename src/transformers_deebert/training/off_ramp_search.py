@@ -68,7 +68,8 @@ class FitSettings:
         epochs (`int`): At most; an off-ramp keeps the epoch after which its loss on the rows held out was lowest.
         learning_rate (`float`): Of AdamW; it rises over the first tenth of the steps and falls to 0, linearly.
         batch_size (`int`): Rows of a step.
-        distillation_weight, distillation_temperature (`float`): As of [`DeeBertTrainingArguments`].
+        distillation_weight, distillation_temperature (`float`): As of [`DeeBertTrainingArguments`]. Off-ramps that
+            learn from the head's answers alone save more than such that learn from labels (docs/strategies.md).
         held_out (`float`): Share of the training rows that kinds are compared and epochs chosen on.
         patience (`int`): Epochs without a lower loss of any off-ramp after which fitting ends.
         seed (`int`): Of parameters, order of the rows and split.
@@ -77,7 +78,7 @@ class FitSettings:
     epochs: int = 10
     learning_rate: float = 1e-3
     batch_size: int = 32
-    distillation_weight: float = 0.0
+    distillation_weight: float = 1.0
     distillation_temperature: float = 1.0
     held_out: float = 0.2
     patience: int = 2
