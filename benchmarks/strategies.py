@@ -183,7 +183,7 @@ def run_task(task: Task, cells: Cells) -> None:
         else:
             model.load_state_dict(finished)
             model = task.train_with(JointTrainer, model, 1, 5e-5, **JOINT[encoder])
-        frozen(task, cells, model, encoder, {"labels": 0.0})
+        frozen(task, cells, model, encoder, {"labels": 0.0, "no labels": 1.0})
 
 
 def frozen(task: Task, cells: Cells, model, encoder: str, weights: dict[str, float]) -> None:
@@ -342,13 +342,17 @@ def first(found: dict[int, dict]) -> dict:
 
 
 def add_auto(cells: dict) -> None:
-    """For each encoder and seed, the kind of largest saving on rows held out from training."""
-    kinds = [cell for cell in cells if cell[2] == "labels" and "held_out" in first(cells[cell])]
+    """
+    What `add_exits` keeps: for each encoder and seed the kind of largest saving on rows held out from training, of
+    those that learn from the head where there are such.
+    """
+    kinds = [cell for cell in cells if cell[1] in kinds_of(1) and "held_out" in first(cells[cell])]
     for encoder in dict.fromkeys(cell[0] for cell in kinds):
-        of_encoder = [cells[cell] for cell in kinds if cell[0] == encoder]
-        for seed in first(dict(enumerate(of_encoder))):
-            found = [kind[seed] for kind in of_encoder if seed in kind]
-            cells.setdefault((encoder, "auto", "labels"), {})[seed] = max(found, key=lambda one: one["held_out"])
+        taught = [cell for cell in kinds if cell[0] == encoder and cell[2] == "no labels"]
+        chosen = taught or [cell for cell in kinds if cell[0] == encoder and cell[2] == "labels"]
+        for seed in cells[chosen[0]]:
+            found = [cells[cell][seed] for cell in chosen if seed in cells[cell]]
+            cells.setdefault((encoder, "auto", chosen[0][2]), {})[seed] = max(found, key=lambda one: one["held_out"])
 
 
 def exit_row(cell: tuple, found: dict[int, dict]) -> dict[str, str]:
@@ -382,7 +386,7 @@ def rival_rows(cells: dict) -> Iterator[dict[str, str]]:
             "its accuracy": f"{100 * np.mean([c['accuracy'] for c in rival.values()]):.1f}",
         }
         for ours in [("stage 1", "as before"), ("stage 1", "auto"), *((joint, "auto") for joint in JOINT)]:
-            exits = cells.get((*ours, "labels"), {})
+            exits = next((found for cell, found in cells.items() if cell[:2] == ours), {})
             row[", ".join(ours)] = compared(exits, rival, layers)
         yield row
 
