@@ -32,7 +32,7 @@ def class_indices(
         skip_unknown (`bool`, *optional*, defaults to `False`): Count labels that are none of the model's as missing.
 
     Returns:
-        `list[int]`: 0 … C-1, and -100 for rows without a label, whose number is told on stderr.
+        `list[int]`: 0 … C-1, and -100 for rows without a label, whose number is noted on stderr.
 
     Raises:
         ValueError: for the first label that is none of the model's, naming its row (from 1); if no row has a label.
@@ -126,7 +126,7 @@ def find_class(value: str | bool | int | float | None, config: Any) -> int | Non
     """The class of a label: a name, or else an index."""
     if value is None:
         return UNLABELLED
-    # "1" … "5" for the classes 0 … 4: a name and an index could not be told apart.
+    # "1" … "5" for the classes 0 … 4: a name and an index could not be distinguished.
     numbers_are_names = all(WHOLE.fullmatch(name) for name in class_names(config))
     number = whole_number(value)
     if isinstance(value, (str, bool)) or numbers_are_names:

@@ -9,7 +9,7 @@ import torch
 def shared_state() -> Any:
     """
     The [`~accelerate.PartialState`] of several processes that a launcher (`accelerate launch`, `torchrun`) started
-    together, made now where nobody has; `None` in a process that is alone.
+    together, made now where there is none; `None` in a process that is alone.
 
     Raises:
         ValueError: where accelerate was begun in such a way that each of the processes takes itself for the only one.
@@ -19,7 +19,7 @@ def shared_state() -> Any:
         return None
     from accelerate import PartialState
 
-    # Without an accelerator accelerate connects processes only when it is told that they run on the CPU.
+    # Without an accelerator accelerate connects processes only when it knows that they run on the CPU.
     state = PartialState(cpu=not joins_processes())
     if state.num_processes != world:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Whom early exit helps and whom it hurts: exit depth and accuracy by class, by length, by anything else."""
+"""Slices: exit depth and accuracy by class, by length, by any column."""
 
 import math
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ class Slice:
         exit_layer (`float`): Mean exit layer.
         layer_saving (`float`): 1 minus layers run over layers in a full pass.
         accuracy, full_accuracy, accuracy_change (`float`): With early exit, at full depth, and their difference.
-        harmful_flips (`int`): Rows that the full depth answers right and early exit wrong.
+        harmful_flips (`int`): Negative flips: full depth correct, early exit incorrect.
         hurt (`bool`):
-            Whether early exit hurts these rows more than the average: they lose more accuracy, and their share of
-            harmful flips is above that of all rows by more than chance would have it (one-sided exact binomial test at
-            5 %, divided by the number of slices).
+            Whether early exit costs these rows more than the average: they lose more accuracy, and their share of
+            negative flips is above that of all rows by a one-sided exact binomial test at 5 %, divided by the number
+            of slices.
     """
 
     name: str
@@ -57,12 +57,12 @@ def slice_report(table: ExitTable, threshold: Threshold, by: str | Sequence[Any]
         table ([`ExitTable`]):
             Rows that the model was not trained on.
         threshold (`float` or sequence of `layers - 1` floats):
-            S in nats.
+            Of the table's score.
         by (`str` or sequence of `rows` values, *optional*, defaults to `"label"`):
             `"label"`: by true class. `"length"`: by number of tokens, in quarters of the rows. Or one value for each
             row of the table, such as a column of the data set, `[dataset[int(i)]["source"] for i in table.ids]`:
             numbers with more than 20 different values are cut in quarters; of other values the 20 most frequent
-            are told, and the rest together.
+            are shown, and the rest together.
 
     Returns:
         `list[Slice]`: the one for all rows first (it is never `hurt`), then the parts.
@@ -72,25 +72,25 @@ def slice_report(table: ExitTable, threshold: Threshold, by: str | Sequence[Any]
     """
     groups = group_rows(table, by)
     exits, answers = table.exits_at(threshold)
-    right, full = answers == table.labels, table.answers[:, -1] == table.labels
+    correct, full = answers == table.labels, table.answers[:, -1] == table.labels
     everything = {"all rows": np.ones(len(table), bool)}
-    harmful_share = float((full & ~right).mean())
-    total_change = float(right.mean() - full.mean())
+    flip_share = float((full & ~correct).mean())
+    total_change = float(correct.mean() - full.mean())
     slices = []
     for name, rows in [*everything.items(), *groups.items()]:
-        number, flips = int(rows.sum()), int((full & ~right)[rows].sum())
-        change = float(right[rows].mean() - full[rows].mean())
+        number, flips = int(rows.sum()), int((full & ~correct)[rows].sum())
+        change = float(correct[rows].mean() - full[rows].mean())
         slices.append(
             Slice(
                 name=name,
                 rows=number,
                 exit_layer=float(exits[rows].mean()),
                 layer_saving=float(1 - exits[rows].mean() / table.num_layers),
-                accuracy=float(right[rows].mean()),
+                accuracy=float(correct[rows].mean()),
                 full_accuracy=float(full[rows].mean()),
                 accuracy_change=change,
                 harmful_flips=flips,
-                hurt=change < total_change and is_more_than_chance(flips, number, harmful_share, len(groups)),
+                hurt=change < total_change and is_more_than_chance(flips, number, flip_share, len(groups)),
             )
         )
     return slices
@@ -140,7 +140,7 @@ def quarters(values: np.ndarray, form: str) -> dict[str, np.ndarray]:
     place = np.searchsorted(edges, values)
     parts = [known & (place == index) for index in range(len(edges) + 1)]
     parts = [rows for rows in parts if rows.any()]
-    for wording in (form, "{!r} to {!r}"):  # as many digits as it takes to tell them apart
+    for wording in (form, "{!r} to {!r}"):  # as many digits as it takes to distinguish them
         groups = {wording.format(values[rows].min().item(), values[rows].max().item()): rows for rows in parts}
         if len(groups) == len(parts):
             break

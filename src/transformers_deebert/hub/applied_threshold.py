@@ -75,7 +75,7 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     card.off_ramp_temperatures = plain(choice.temperatures)
     # The configuration last: a card that cannot be written changes nothing.
     if exported is not None:
-        card.write(stored)  # the card would tell how to load a checkpoint, which is not there
+        card.write(stored)  # a card shows how to load a checkpoint, which is not there
     else:
         write_model_card(folder, card, config=config)
     write_text(path, json.dumps(config, indent=2) + "\n")

@@ -9,16 +9,16 @@ from typing import Any
 
 class Prefetch:
     """
-    Runs an iterator in a background thread, one value ahead of who takes them. A context manager: leaving it ends the
-    thread. Only one that waits inside the iterator itself outlives that, until the iterator gives its next value; it
-    is a daemon and keeps no process alive.
+    Runs an iterator in a background thread, one value ahead of its consumer. A context manager whose exit ends the
+    thread. Only a thread that is blocked inside the iterator outlives that, until the iterator gives its next value;
+    it is a daemon and keeps no process alive.
 
-    An error in the iterator ends the values; it is kept in `error`, for who takes them to raise when it suits.
+    An error in the iterator ends the values; it is kept in `error`, for the consumer to raise.
 
     Args:
         make (`Callable`):
-            Makes the iterator. Is given a function without arguments that says whether the thread shall end, to be
-            asked between steps that may take long.
+            Makes the iterator. Is given a function without arguments that returns whether the thread shall end, to be
+            called between steps that may take long.
     """
 
     def __init__(self, make: Callable[[Callable[[], bool]], Iterator]):
@@ -36,7 +36,7 @@ class Prefetch:
                 self._wanted.acquire()
                 if self._stop.is_set():
                     return
-        except BaseException as error:  # whatever it is, who takes the values must not wait for ever
+        except BaseException as error:  # whatever it is, the consumer must not block for ever
             self.error = error
         finally:
             self._values.put(None)

@@ -1,4 +1,4 @@
-"""Full batches in all layers: rows that came in with different batches go on together."""
+"""Scheduling of the predictor: full batches in all layers, of rows from different batches."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -48,14 +48,14 @@ class Group:
             return Group(fit(groups[0].state, rows), rows)
         width = usual_width(groups[0].state, rows)
         state = type(groups[0].state).cat([group.state.resize(width) for group in groups])
-        state.active = None  # rows that left were dropped: all of these wait
+        state.active = None  # exited rows were dropped: all of these are active
         return Group(fit(state, rows), rows)
 
 
 def fit(state: LayerState, rows: list[Row]) -> LayerState:
     """The state at the width that its rows need."""
     width = usual_width(state, rows)
-    # What the host knows about padding, nobody has to look up on the device.
+    # What the host knows about padding need not be looked up on the device.
     padding = any(row.length < width or row.mask is not None for row in rows)
     return replace(state.resize(width), padding=padding)
 
@@ -66,7 +66,7 @@ def usual_width(state: LayerState, rows: list[Row]) -> int:
 
 
 class Waiting:
-    """Rows that wait behind one layer, first come, first served."""
+    """The queue of rows behind one layer, first in, first out."""
 
     def __init__(self) -> None:
         self.groups: list[Group] = []
@@ -90,24 +90,24 @@ class Waiting:
             taken.append(group)
             count -= len(group.rows)
             self.rows -= len(group.rows)
-        # Whoever is left came with the last group, just now.
+        # The rows that remain came with the last group, just now.
         self.since = begun
         return Group.join(taken)
 
 
 class Scheduler:
     """
-    Keeps one waiting list a layer and always runs the deepest layer for which a full batch waits; without one, a new
-    batch begins. So no list ever holds a full batch while another begins: at most `batch_size * layers` rows are on
-    their way. When the input has ended, the lists are emptied from the shallowest layer to the deepest, so that each
+    Keeps one queue a layer and always runs the deepest layer for which a full batch is queued; without one, a new
+    batch begins. So no queue ever holds a full batch while another begins: at most `batch_size * layers` rows are
+    active. When the input has ended, the queues are emptied from the shallowest layer to the deepest, so that each
     layer runs at most one batch that is not full.
 
-    Where hardly anybody gets, a list might never fill, and who waits in it would hold up an endless stream: a list in
-    which somebody has waited for `patience` rows of the input is run as it is.
+    A layer that few rows reach might never have a full batch, and its rows would hold up an endless stream: a queue
+    whose first row came `patience` rows of the input ago is run as it is.
 
     Args:
         model (`PreTrainedModel`): An early-exit classifier.
-        plan ([`ExitPlan`]): Who leaves where.
+        plan ([`ExitPlan`]): Which rows exit where.
         batch_size (`int`): Rows that go through a layer together.
         patience (`int`): Rows of the input.
     """
@@ -123,7 +123,7 @@ class Scheduler:
 
     @property
     def on_their_way(self) -> int:
-        """Number of rows that have begun and wait for their answer."""
+        """Number of active rows."""
         return sum(waiting.rows for waiting in self.waiting.values())
 
     def run(self, batches: Iterable[list[Row]]) -> Iterator[Answers]:
@@ -137,16 +137,16 @@ class Scheduler:
             yield from self.go_on(layer)
 
     def full(self) -> int | None:
-        """The deepest layer behind which a full batch waits."""
+        """The deepest layer with a full batch in its queue."""
         return next((layer for layer in reversed(self.waiting) if self.waiting[layer].rows >= self.batch_size), None)
 
     def overdue(self) -> int | None:
-        """The shallowest layer behind which somebody has waited too long."""
+        """The shallowest layer whose queue is due."""
         late = self.begun - self.patience
         return next((layer for layer, queue in self.waiting.items() if queue.rows and queue.since <= late), None)
 
     def shallowest(self) -> int | None:
-        """The shallowest layer behind which anybody waits."""
+        """The shallowest layer with rows in its queue."""
         return next((layer for layer, queue in self.waiting.items() if queue.rows), None)
 
     def begin(self, rows: list[Row]) -> list[Answers]:
@@ -158,7 +158,7 @@ class Scheduler:
             return [failure(rows, 0, error)]
 
     def go_on(self, layer: int) -> list[Answers]:
-        """Runs rows that wait behind `layer` through the next."""
+        """Runs rows of the queue behind `layer` through the next."""
         group = self.waiting[layer].take(self.batch_size, self.begun)
         try:
             return self.apply(group)
@@ -168,7 +168,7 @@ class Scheduler:
     @torch.no_grad()
     def embed(self, rows: list[Row]) -> Group:
         if self.model.training:
-            raise ValueError("the model is in training mode, where nobody exits early: call `model.eval()` first.")
+            raise ValueError("the model is in training mode, where no row exits early: call `model.eval()` first.")
         inputs = {
             name: tensor.to(self.model.device, non_blocking=True)
             for name, tensor in pad(rows, self.model.config.pad_token_id or 0).items()
@@ -200,15 +200,15 @@ class Scheduler:
         """Rows that exit behind their layer get their answers, the others are queued there."""
         state = group.state
         candidate = self.plan.scale(self.model.evaluate_exit(state))
-        leave = self.plan.exiting(state, candidate)
-        # One transfer, the layer's one synchronisation: who leaves, and the logits.
-        packed = torch.cat([leave.float().unsqueeze(1), candidate.logits.float()], 1).cpu()
-        leaving, logits = packed[:, 0].bool(), packed[:, 1:]
-        left = leaving.nonzero()[:, 0].tolist()
-        if len(left) < len(group.rows):
-            stay = group.select((~leaving).nonzero()[:, 0].tolist()) if left else group
-            self.waiting[state.layer].add(stay, self.begun)
-        return [Answers([group.rows[place].index for place in left], state.layer, logits[leaving])] if left else []
+        exiting = self.plan.exiting(state, candidate)
+        # One transfer, the layer's one synchronisation: which rows exit, and the logits.
+        packed = torch.cat([exiting.float().unsqueeze(1), candidate.logits.float()], 1).cpu()
+        exiting, logits = packed[:, 0].bool(), packed[:, 1:]
+        exited = exiting.nonzero()[:, 0].tolist()
+        if len(exited) < len(group.rows):
+            active = group.select((~exiting).nonzero()[:, 0].tolist()) if exited else group
+            self.waiting[state.layer].add(active, self.begun)
+        return [Answers([group.rows[place].index for place in exited], state.layer, logits[exiting])] if exited else []
 
 
 def pad(rows: list[Row], padding: int) -> dict[str, torch.Tensor]:
@@ -231,6 +231,6 @@ def first_of(*layers: int | None) -> int | None:
 def failure(rows: list[Row], layer: int, error: Exception) -> Answers:
     """The answer to rows that the model failed on."""
     indices = sorted(row.index for row in rows)
-    told = RuntimeError(f"The model failed in layer {layer + 1} on the samples {indices} of the input: {error}")
-    told.__cause__ = error
-    return Answers(indices, error=told)
+    reported = RuntimeError(f"The model failed in layer {layer + 1} on the samples {indices} of the input: {error}")
+    reported.__cause__ = error
+    return Answers(indices, error=reported)

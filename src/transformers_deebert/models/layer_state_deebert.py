@@ -81,7 +81,7 @@ class LayerState:
     def cat(states: "list[LayerState]") -> "LayerState":
         """
         Joins states at the same layer, one behind the other, at the width of the widest. Their `rows` stay as they
-        are: who joins batches sees to it that places in the answer are distinct.
+        are: places in the answer must be distinct.
         """
         first = states[0]
         if any(state.layer != first.layer for state in states):

@@ -19,7 +19,7 @@ logger = logging.get_logger(__name__)
 
 # Arguments of `from_pretrained` that say where a checkpoint is.
 PLACE = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
-# DeeBERT, and BERxiT, whose encoders call off-ramps highways: L of them, of which the last was never consulted.
+# DeeBERT, and BERxiT, whose encoders call off-ramps highways: L of them, of which the last was never evaluated.
 HIGHWAY = re.compile(r"^(.*\.)?encoder\.highway\.(\d+)\.(pooler\.dense|classifier)\.(weight|bias)$")
 # PABEE and ElasticBERT: one linear layer for each of the L layers; the last is the model's own head.
 CLASSIFIERS = re.compile(r"^classifiers\.(\d+)\.(weight|bias)$")

@@ -100,7 +100,7 @@ def logged_scores(trainer: Any) -> dict[str, Any]:
 
 
 def choose_metric(metrics: Mapping[str, Any], args: Any) -> str | None:
-    """The metric that a card tells: `metric_for_best_model`, or the first that is a number."""
+    """The metric of a card: `metric_for_best_model`, or the first that is a number."""
     wanted = (args.metric_for_best_model or "").removeprefix("eval_")
     names = [name for name, value in metrics.items() if isinstance(value, Real) or np.ndim(value) == 0]
     names = [name for name in names if not isinstance(metrics[name], (str, bool, type(None)))]
@@ -124,8 +124,8 @@ def card_arguments(
     if finetuned_from is not None:
         if hub_id(finetuned_from) is None:
             raise ValueError(
-                f"`finetuned_from` ({finetuned_from!r}) is no repository on the Hub, and folders are not told in a "
-                "card: name the repository, or leave it out."
+                f"`finetuned_from` ({finetuned_from!r}) is no repository on the Hub, and a card names no "
+                "folders: name the repository, or leave it out."
             )
         numbers["base_model"] = {"name": finetuned_from, "hub_id": finetuned_from}
     if dataset is not None or dataset_tags is not None:
@@ -136,7 +136,7 @@ def card_arguments(
 
 
 def hub_id(name: str | None) -> str | None:
-    """`name` if it can be that of a repository on the Hub; a folder's is not told."""
+    """`name` if it can be that of a repository on the Hub; `None` for a folder."""
     try:
         validate_repo_id(name)
     except ValueError:
