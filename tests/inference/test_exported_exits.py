@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 
 import numpy as np
 import onnxruntime
@@ -131,13 +132,17 @@ def test_the_single_file_compares_the_score_of_the_configuration(folder, switche
 
 
 @pytest.mark.parametrize("head", ["mlp", pytest.param("linear", marks=pytest.mark.slow)])
-def test_off_ramps_that_read_earlier_layers(tmp_path, head):
+def test_off_ramps_that_read_earlier_layers(tmp_path, caplog, head):
     """In one file, whichever of them are switched on; segments are refused before anything is written."""
     settings = SETTINGS | {"off_ramp_layers": [0, 1, 2], "off_ramp_temperatures": [0.5, 1.5, 2.0]}
     model, batch = make_model(**settings, off_ramp_head=head, off_ramp_context="past"), make_batch()
-    with pytest.raises(ValueError, match=r"`segments` is True.*'past'.*`segments=False`"):
+    for single_file in (True, False):
+        with pytest.raises(ValueError, match=r"`segments` cannot be written.*'past'.*`segments=False`"):
+            export_onnx(model, tmp_path / "past", single_file=single_file, segments=True if single_file else None)
+    with caplog.at_level(logging.WARNING):
         export_onnx(model, tmp_path / "past")
-    export_onnx(model, tmp_path / "past", segments=False)
+    assert "no segments are written" in caplog.text
+    assert not list((tmp_path / "past").glob("segment*"))
     session = onnxruntime.InferenceSession(tmp_path / "past" / "model.onnx")
     every = torch.stack(model(**batch, output_off_ramp_logits=True).off_ramp_logits, 1)
     entropies = SCORES["entropy"].function(ExitCandidate(every.flatten(0, 1))).view(len(every), -1)

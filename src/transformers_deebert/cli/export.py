@@ -38,7 +38,7 @@ class Export(Command):
             model,
             self.folder,
             single_file=not self.no_single_file,
-            segments=not self.no_segments,
+            segments=False if self.no_segments else None,
             opset=self.opset,
             tokenizer=tokenizer,
             dtype=self.dtype,

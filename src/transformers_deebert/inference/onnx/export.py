@@ -34,7 +34,7 @@ def export_onnx(
     model_or_checkpoint: PreTrainedModel | str | os.PathLike,
     folder: str | os.PathLike,
     single_file: bool = True,
-    segments: bool = True,
+    segments: bool | None = None,
     opset: int = 20,
     tokenizer: Any = None,
     dtype: str = "float32",
@@ -67,7 +67,9 @@ def export_onnx(
         folder (`str` or `os.PathLike`):
             To write; must not exist, or be empty.
         single_file (`bool`, *optional*, defaults to `True`): Whether to write `model.onnx`.
-        segments (`bool`, *optional*, defaults to `True`): Whether to write the segments.
+        segments (`bool`, *optional*):
+            Whether to write the segments; by default where off-ramps read their own layer alone, which all kinds but
+            `off_ramp_context="past"` do.
         opset (`int`, *optional*, defaults to 20):
             Version of the ONNX operators, 18 … 23; ONNX Runtime 1.22 knows them up to 22.
         tokenizer (`PreTrainedTokenizer`, *optional*): To save beside; by default that of the checkpoint.
@@ -92,7 +94,7 @@ def export_onnx(
         raise ValueError(f"`opset` must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}.")
     if dtype not in DTYPES:
         raise ValueError(f"`dtype` must be {' or '.join(repr(name) for name in DTYPES)}, got {dtype!r}.")
-    if not (single_file or segments):
+    if not (single_file or segments is not False):
         raise ValueError("`single_file` and `segments` are both False: nothing would be written, set one to True.")
     folder = Path(folder).absolute()
     check_new_folder("folder", folder)
@@ -100,10 +102,16 @@ def export_onnx(
     tokenizer = own_tokenizer if tokenizer is None else tokenizer
     if single_file:
         check_single_file(model)
+    if segments is None and model.config.off_ramp_context == "past" and single_file:
+        logger.warning(
+            "Off-ramps read vectors of earlier layers (`off_ramp_context` is 'past'): no segments are written."
+        )
+        segments = False
+    segments = segments is not False
     if segments and model.config.off_ramp_context == "past":
         raise ValueError(
-            "`segments` is True, but with `off_ramp_context` 'past' off-ramps read vectors of earlier layers, which "
-            "segments do not hand on: write `model.onnx` alone with `segments=False`."
+            "`segments` cannot be written: with `off_ramp_context` 'past' off-ramps read vectors of earlier layers, "
+            "which segments do not hand on: write `model.onnx` alone (`segments=False`)."
         )
     if dtype == "int8":
         warn_of_defaults(model.config)
