@@ -135,6 +135,10 @@ def columns_of(rows: Sequence[Row]) -> Columns:
     return columns
 
 
+def shallow_name(layers: int) -> str:
+    return f"{layers} layer{'s' * (layers > 1)}"
+
+
 def summarize(
     task: GlueTask,
     seeds: list[int],
@@ -145,14 +149,21 @@ def summarize(
     seconds: Mapping[str, float] | None,
     baseline: str | None,
     baseline_scores: Sequence[Mapping[str, float]],
+    shallow: Mapping[int, Sequence[Mapping[str, float]]],
 ) -> dict[str, Any]:
-    """All that is known about one evaluated set: tables over the seeds, and the single seeds' numbers behind them."""
+    """
+    All that is known about one evaluated set: tables over the seeds, and the single seeds' numbers behind them. A
+    model of k layers costs k/L of the layers.
+    """
     metric = task.metrics[0]
     table = trade_off_rows(curves, metric, figures)
+    full_scores = [curve[0].scores[metric] for curve in curves]
+    if baseline or shallow:
+        table = [{"model": "early exit"} | row for row in table]
+    for count, scores in shallow.items():
+        saving = {"layer_saving": 1 - count / len(layers[0])}
+        table.append({"model": shallow_name(count)} | baseline_row(scores, full_scores, metric, None) | saving)
     if baseline:
-        full_scores = [curve[0].scores[metric] for curve in curves]
-        model = {"model": "early exit"}
-        table = [model | row for row in table]
         table.append({"model": Path(baseline).name} | baseline_row(baseline_scores, full_scores, metric, seconds))
     return {
         "metric": metric,
@@ -191,12 +202,16 @@ def print_tables(task: GlueTask, name: str, results: dict[str, Any]) -> None:
 def draw(
     path: Path, task: GlueTask, name: str, curves: Sequence[Sequence[OperatingPoint]], chosen: set[float], results
 ) -> None:
-    """The mean curve over the seeds, with the chosen points, and the baseline at its runtime saving where timed."""
+    """
+    The mean curve over the seeds, with the chosen points, the shallower models, and the baseline at its runtime saving
+    where timed.
+    """
     curve = [average_points(points) for points in zip(*curves, strict=True)]
     last = results["trade_off"][-1]
-    others = {}
+    stock = [row for row in results["trade_off"] if row["threshold"] is None and row["layer_saving"] is not None]
+    others = {row["model"]: (row["layer_saving"], row[task.metrics[0]]) for row in stock}
     if last["threshold"] is None and last.get("runtime_saving") is not None:
-        others = {f"{last['model']} (runtime saving)": (last["runtime_saving"], last[task.metrics[0]])}
+        others[f"{last['model']} (runtime saving)"] = (last["runtime_saving"], last[task.metrics[0]])
     plot_trade_off(
         curve,
         path,

@@ -21,6 +21,17 @@ from transformers_deebert import DeeBertTrainingArguments, TwoStageTrainer, from
 from transformers_deebert.families import find_family
 
 
+# What a recipe changes in the arguments of stage 2 and of joint training (`None`: there is none).
+RECIPES: dict[str, tuple[dict, dict | None]] = {
+    "two_stage": ({}, None),
+    "two_stage_distilled": ({"distillation_weight": 0.5}, None),
+    "joint_weighted": ({}, {"joint_strategy": "weighted"}),
+    "joint_alternating": ({}, {"joint_strategy": "alternating"}),
+    # Options of distillation are those of joint training; stage 2 behind it is plain.
+    "joint_distilled": ({"distillation_weight": 0.0}, {"joint_strategy": "distilled"}),
+}
+
+
 def default_epochs(model_name_or_path: str) -> float:
     """Epochs a stage, as in the paper: 10 for RoBERTa and its kind, 3 for BERT."""
     family = find_family(AutoConfig.from_pretrained(model_name_or_path).model_type, model_name_or_path)
@@ -87,31 +98,56 @@ def arguments_of(training: DeeBertTrainingArguments, folder: str, seed: int, **c
 
 
 def train_early_exit(experiment, training, task: GlueTask, data: EncodedTask, seed: int) -> TwoStageTrainer:
-    """Fine-tunes the early-exit model in both stages."""
+    """Fine-tunes the early-exit model by `experiment.recipe`."""
     options = {name: getattr(experiment, name) for name in ("off_ramp_pooling", "off_ramp_head")}
     options = {name: value for name, value in options.items() if value is not None} | task.label_maps
     stage_2 = {"num_train_epochs": experiment.off_ramp_epochs, "learning_rate": experiment.off_ramp_learning_rate}
+    of_recipe, joint = RECIPES[experiment.recipe]
+    if experiment.recipe == "two_stage_distilled" and training.distillation_weight is not None:
+        of_recipe = {}  # the user's
     trainer = TwoStageTrainer(
         model_init=lambda: from_backbone(experiment.model_name_or_path, **options),
         backbone_args=arguments_of(training, f"seed_{seed}", seed),
-        off_ramp_args=arguments_of(training, f"seed_{seed}", seed, **stage_2),
+        off_ramp_args=arguments_of(training, f"seed_{seed}", seed, **stage_2, **of_recipe),
+        second_stage="off_ramps" if joint is None else "joint",
+        joint_args=None if joint is None else arguments_of(training, f"seed_{seed}", seed, **joint),
         **data.trainer_keywords(task),
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint is not None)
     return trainer
 
 
-def train_baseline(experiment, training, task: GlueTask, data: EncodedTask, seed: int) -> Trainer:
-    """Fine-tunes the stock model alike: same rows, batches, learning rate and epochs as stage 1."""
+def train_stock(
+    model_name_or_path: str,
+    training,
+    task: GlueTask,
+    data: EncodedTask,
+    seed: int,
+    folder: str,
+    layers: int | None = None,
+) -> Trainer:
+    """
+    Fine-tunes a stock model, or the first `layers` layers of it, like stage 1: same rows, batches, learning rate and
+    epochs.
+    """
     set_seed(seed)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        experiment.baseline_model_name_or_path, **task.label_maps
-    )
-    arguments = arguments_of(training, f"baseline_seed_{seed}", seed)
-    trainer = Trainer(model, arguments, **data.trainer_keywords(task))
+    config = AutoConfig.from_pretrained(model_name_or_path, **task.label_maps)
+    if layers is not None:
+        if getattr(config, "layer_types", None):  # one entry a layer
+            config.layer_types = config.layer_types[:layers]
+        config.num_hidden_layers = layers
+    model = AutoModelForSequenceClassification.from_pretrained(model_name_or_path, config=config)
+    trainer = Trainer(model, arguments_of(training, f"{folder}_seed_{seed}", seed), **data.trainer_keywords(task))
     trainer.train()
     trainer.save_model()
     return trainer
+
+
+def check_shallow(model_name_or_path: str, shallow: list[int]) -> None:
+    """Raises `ValueError` unless each of `shallow` is a number of layers below the encoder's."""
+    depth = AutoConfig.from_pretrained(model_name_or_path).num_hidden_layers
+    if not all(1 <= layers < depth for layers in shallow):
+        raise ValueError(f"`shallow` must be numbers of layers from 1 to {depth - 1}, got {shallow}.")
 
 
 def layer_logits(trainer: TwoStageTrainer, rows: Dataset) -> np.ndarray:

@@ -15,6 +15,12 @@ or `sentence1` and `sentence2`, and `label`:
 Several processes on CPU: `accelerate launch --multi_gpu --num_processes 2 examples/run_glue.py --use_cpu …`, or with
 `torchrun` alike. (With `--cpu --num_processes 2` accelerate starts one process, unless it is given MPI's host file.)
 
+`--recipe` chooses how the exits are trained: in two stages as in the paper (`two_stage`), with off-ramps that learn
+half from the model's own head (`two_stage_distilled`; `--distillation_weight`, `--distillation_temperature`), or with
+joint training between the stages (`joint_weighted`, `joint_alternating`, `joint_distilled`; see `JointTrainer`), of as
+many epochs as stage 1. `--shallow 3 4` adds what a user would take instead: the encoder's first 3 and 4 layers,
+fine-tuned like stage 1, whose layer saving is 1 - k/L.
+
 Any option of `DeeBertTrainingArguments` may be given; the defaults are the paper's. `output_dir` gets `results.json`,
 `table.csv`, `layers.csv`, `operating_points.csv`, pictures, the models in `seed_*`, and with `--do_predict` the first
 model's answers for GLUE's server in `submission`, at full depth and at its operating points.
@@ -31,12 +37,14 @@ import numpy as np
 from accelerate import PartialState
 from glue_tasks import GlueTask, get_score, get_task, load_data, write_submission
 from glue_training import (
+    RECIPES,
+    check_shallow,
     default_epochs,
     encode_task,
     layer_logits,
     sample,
-    train_baseline,
     train_early_exit,
+    train_stock,
 )
 from transformers import HfArgumentParser, PreTrainedModel
 
@@ -71,12 +79,19 @@ class ExperimentArguments:
     timing_thresholds: list[float] = field(
         default_factory=lambda: [0.1, 0.4], metadata={"help": "To time beside the operating points' thresholds."}
     )
+    recipe: str = field(default="two_stage", metadata={"help": "How the exits are trained.", "choices": list(RECIPES)})
+    shallow: list[int] = field(
+        default_factory=list,
+        metadata={"help": "Numbers of layers: the encoder's first, fine-tuned alike, are added to the table."},
+    )
     baseline_model_name_or_path: str | None = field(
         default=None, metadata={"help": "Any stock checkpoint, fine-tuned alike and added to the table."}
     )
 
     def __post_init__(self):
         get_task(self.task_name)
+        if self.recipe not in RECIPES:
+            raise ValueError(f"`recipe` must be one of {list(RECIPES)}, got {self.recipe!r}.")
         if not all(0 <= threshold < math.inf for threshold in self.timing_thresholds):
             raise ValueError(f"`timing_thresholds` must be finite and >= 0, got {self.timing_thresholds}.")
         if self.timing_rows < 0:
@@ -96,6 +111,7 @@ class Runs:
         labels (`dict[str, np.ndarray]`): True classes of each set.
         logits (`dict[str, list[np.ndarray]]`): Of each set and seed, for all layers: `(rows, layers, labels)`.
         answers (`dict[str, list[np.ndarray]]`): The baseline's classes of each set and seed.
+        shallow (`dict[str, dict[int, list[np.ndarray]]]`): Those of the shallower models, by number of layers.
         model, inputs: The first seed's model and encoded rows to time it on.
         baseline (`tuple`, *optional*): The first seed's baseline and its own encoding of the same rows.
     """
@@ -104,6 +120,7 @@ class Runs:
     labels: dict[str, np.ndarray]
     logits: dict[str, list[np.ndarray]]
     answers: dict[str, list[np.ndarray]]
+    shallow: dict[str, dict[int, list[np.ndarray]]]
     model: PreTrainedModel | None = None
     inputs: list[dict] = field(default_factory=list)
     baseline: tuple[PreTrainedModel, list[dict]] | None = None
@@ -150,14 +167,16 @@ def report(experiment: ExperimentArguments, training: DeeBertTrainingArguments, 
         curves = [analysis.sweep_thresholds(table, sorted({*THRESHOLDS, *timed}), score) for table in tables[name]]
         layers = [analysis.layer_scores(table, score) for table in tables[name]]
         theirs = [score(one, labels[name]) for one in runs.answers[name]]
+        shallow = {k: [score(one, labels[name]) for one in answers] for k, answers in runs.shallow[name].items()}
         times = (figures, seconds) if name == first else ({}, None)
         sets[name] = glue_report.summarize(
-            task, seeds, curves, layers, choices[name], *times, experiment.baseline_model_name_or_path, theirs
+            task, seeds, curves, layers, choices[name], *times, experiment.baseline_model_name_or_path, theirs, shallow
         )
         glue_report.print_tables(task, name, sets[name])
         glue_report.draw(folder / f"trade_off_{name}.png", task, name, curves, chosen, sets[name])
     glue_report.write_tables(folder, sets)
     told = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16")
+    told += ("distillation_weight", "distillation_temperature", "project_conflicts", "layer_dropout")
     analysis.write_json(
         folder / "results.json",
         {
@@ -182,6 +201,7 @@ def main(command: list[str] | None = None) -> None:
         logging.getLogger(name).setLevel(logging.INFO if is_main else logging.WARNING)
     if training.num_train_epochs is None:
         training.num_train_epochs = default_epochs(experiment.model_name_or_path)
+    check_shallow(experiment.model_name_or_path, experiment.shallow)
 
     train, evaluated, tests = load_data(
         task,
@@ -197,6 +217,7 @@ def main(command: list[str] | None = None) -> None:
         labels={name: np.array(rows["label"]) for name, rows in evaluated.items()},
         logits={name: [] for name in evaluated},
         answers={name: [] for name in evaluated},
+        shallow={name: {layers: [] for layers in experiment.shallow} for name in evaluated},
     )
     seeds = range(training.seed, training.seed + experiment.seeds)
 
@@ -208,10 +229,15 @@ def main(command: list[str] | None = None) -> None:
         if runs.model is None:  # the first seed's model stands for all in timing and submission
             runs.model, runs.inputs = trainer.model, data.timing_inputs(experiment.timing_rows, training.seed)
             test_logits = {name: layer_logits(trainer, rows) for name, rows in data.tests.items()}
-    if experiment.baseline_model_name_or_path:
-        data = encode_task(experiment.baseline_model_name_or_path, task, experiment.max_length, train, evaluated, {})
+        for layers in experiment.shallow:
+            folder = f"layers_{layers}"
+            stock = train_stock(experiment.model_name_or_path, training, task, data, seed, folder, layers)
+            for name, rows in data.evaluated.items():
+                runs.shallow[name][layers].append(stock.predict(rows).predictions.argmax(-1))
+    if baseline := experiment.baseline_model_name_or_path:
+        data = encode_task(baseline, task, experiment.max_length, train, evaluated, {})
         for seed in seeds:
-            trainer = train_baseline(experiment, training, task, data, seed)
+            trainer = train_stock(baseline, training, task, data, seed, "baseline")
             for name, rows in data.evaluated.items():
                 runs.answers[name].append(trainer.predict(rows).predictions.argmax(-1))
             if runs.baseline is None:

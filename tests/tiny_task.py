@@ -15,6 +15,7 @@ from transformers_deebert import (
     DeeBertConfig,
     DeeBertForSequenceClassification,
     DeeBertTrainingArguments,
+    JointTrainer,
     OffRampTrainer,
     TwoStageTrainer,
 )
@@ -91,8 +92,9 @@ class KillAt(TrainerCallback):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--output_dir", required=True)
-    parser.add_argument("--what", choices=["both", "backbone", "off_ramps"], default="both")
+    parser.add_argument("--what", choices=["both", "backbone", "joint", "off_ramps"], default="both")
     parser.add_argument("--mode", default="cached")
+    parser.add_argument("--strategy", help="of joint training")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rows", type=int, default=len(TRAIN))
     parser.add_argument("--dropout", type=float, default=0.1)
@@ -108,15 +110,15 @@ def main():
         save_steps=3,
         off_ramp_mode=options.mode,
         eval_strategy="epoch",
+        joint_strategy=options.strategy,
     )
     callbacks = [KillAt(*options.kill)] if options.kill else None
     if options.what == "both":
         trainer = TwoStageTrainer(model, args, args, callbacks=callbacks, **DATA)
         trainer.train(resume_from_checkpoint=options.resume)
         return
-    trainer = {"backbone": BackboneTrainer, "off_ramps": OffRampTrainer}[options.what](
-        model, args, **DATA | {"train_dataset": TRAIN[: options.rows]}
-    )
+    trainers = {"backbone": BackboneTrainer, "joint": JointTrainer, "off_ramps": OffRampTrainer}
+    trainer = trainers[options.what](model, args, **DATA | {"train_dataset": TRAIN[: options.rows]})
     trainer.train()
     metrics = trainer.evaluate()
     trainer.save_model()

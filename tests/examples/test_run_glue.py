@@ -194,6 +194,42 @@ def test_sst2_from_start_to_finish(run_glue, tiny_models, tmp_path, capsys, capl
     assert submitted[1:] == [f"{index}\t{answer}" for index, answer in enumerate(answers)]
 
 
+@pytest.mark.parametrize("recipe", ["two_stage_distilled", "joint_weighted", "joint_alternating", "joint_distilled"])
+def test_recipes_and_shallower_models(run_glue, tiny_models, tmp_path, recipe):
+    out = tmp_path / "out"
+    command = [
+        *("--model_name_or_path", tiny_models["bert"], "--task_name", "sst2", "--output_dir", str(out), "--use_cpu"),
+        *("--train_file", write_rows(tmp_path / "train.jsonl", 160, 0), "--learning_rate", "3e-3", "--seeds", "2"),
+        *("--validation_file", write_rows(tmp_path / "validation.jsonl", 40, 1), "--timing_rows", "0"),
+        *("--recipe", recipe, "--shallow", "1", "2", "--num_train_epochs", "2"),
+    ]
+    run_glue.main(command)
+    results = json.loads((out / "results.json").read_text())
+    assert results["experiment"]["recipe"] == recipe
+    rows = results["sets"]["validation"]["trade_off"]
+    assert rows[0]["model"] == "early exit"
+    assert [(row["model"], row["layer_saving"]) for row in rows[-2:]] == [
+        ("1 layer", pytest.approx(2 / 3)),
+        ("2 layers", pytest.approx(1 / 3)),
+    ]
+    assert all("accuracy_std" in row and row["accuracy"] > 0.5 for row in rows[-2:])
+    model = AutoModelForSequenceClassification.from_pretrained(out / "layers_2_seed_42")
+    assert (type(model).__name__, model.config.num_hidden_layers) == ("BertForSequenceClassification", 2)
+    stages = json.loads((out / "seed_42" / "numbers.json").read_text())["training"]
+    strategy = recipe.removeprefix("joint_")
+    assert stages.get("joint", {}).get("strategy") == (None if strategy == recipe else strategy)
+    arguments = json.loads((out / "seed_42" / "off_ramps" / "training_arguments.json").read_text())
+    expected = {"two_stage_distilled": 0.5, "joint_distilled": 0.0}
+    assert arguments["distillation_weight"] == expected.get(recipe)
+    assert arguments["joint_strategy"] is None
+
+
+def test_too_many_shallow_layers(run_glue, tiny_models, tmp_path):
+    command = ["--model_name_or_path", tiny_models["bert"], "--task_name", "sst2", "--output_dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="`shallow` must be numbers of layers from 1 to 2, got \\[3\\]"):
+        run_glue.main([*command, "--shallow", "3"])
+
+
 def test_mnli_keeps_matched_and_mismatched_apart(run_glue, tiny_models, tmp_path):
     out = tmp_path / "out"
     run_glue.main(

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_task import DATA, make_args, make_tiny
 
-from transformers_deebert import BackboneTrainer, OffRampTrainer, TwoStageTrainer
+from transformers_deebert import BackboneTrainer, JointTrainer, OffRampTrainer, TwoStageTrainer
 
 
 pytestmark = pytest.mark.gradients
@@ -59,10 +59,12 @@ def test_what_a_checkpoint_would_not_hold_is_refused(tmp_path, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_stage_2_refuses(tmp_path, form):
+def test_stages_that_train_off_ramps_refuse(tmp_path, form):
     args = make_args(tmp_path)
     with pytest.raises(ValueError, match="merge_and_unload"):
         OffRampTrainer(make_model(form), args, **DATA)
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        JointTrainer(make_model(form), make_args(tmp_path, joint_strategy="weighted"), **DATA)
     with pytest.raises(ValueError, match="merge_and_unload"):
         OffRampTrainer(model_init=lambda: make_model(form), args=args, **DATA)
     with pytest.raises(ValueError, match="merge_and_unload"):

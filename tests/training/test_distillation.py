@@ -73,6 +73,39 @@ def test_without_labels_it_learns_what_the_head_says(tmp_path, mode):
         train(tmp_path, without_labels, off_ramp_mode=mode, distillation_weight=0.9)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_rows_marked_as_without_labels(tmp_path, mode):
+    """-100 is a row's way to have none: such rows teach as others do."""
+
+    def marked(items):
+        batch = collate(items)
+        batch["labels"][::2] = -100
+        return batch
+
+    settings = {"off_ramp_mode": mode, "distillation_weight": 1.0, "per_device_train_batch_size": 64}
+    (one, losses), (other, same) = (train(tmp_path, collator, **settings) for collator in (marked, without_labels))
+    assert losses == pytest.approx(same, rel=1e-6)
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, other.state_dict()[name])
+
+
+def test_agreement_with_the_head_without_labels(tmp_path):
+    data = {"train_dataset": TRAIN, "eval_dataset": TRAIN, "data_collator": without_labels}
+    args = make_args(tmp_path, distillation_weight=1.0, eval_strategy="epoch", num_train_epochs=8)
+    trainer = OffRampTrainer(make_tiny(), args, **data)
+    before = trainer.evaluate()
+    trainer.train()
+    after = trainer.evaluate()
+    *off_ramps, head = trainer.predict(TRAIN).predictions
+    for layer, logits in enumerate(off_ramps, 1):
+        share = (logits.argmax(-1) == head.argmax(-1)).mean()
+        assert after[f"eval_layer_{layer}_agreement"] == pytest.approx(share)
+    assert after["eval_layer_4_agreement"] == 1
+    assert after["eval_layer_3_agreement"] > before["eval_layer_3_agreement"]
+    trainer.args.distillation_weight = 0.5
+    assert not any("agreement" in name for name in trainer.evaluate())
+
+
 @pytest.mark.parametrize("collator", [collate, without_labels])
 @pytest.mark.parametrize("mode", MODES)
 def test_gradient_accumulation(tmp_path, mode, collator):

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import shutil
 
 import pytest
 import torch
+from conftest import ENCODERS, make_batch, make_model
 from tiny_task import DATA, TRAIN, collate, make_args, make_tiny
 from torch.nn import functional
 from transformers import TrainerCallback
@@ -125,6 +127,7 @@ def test_the_off_ramps_gradient_does_not_oppose_the_heads(tmp_path):
         ]
         for loss in (own, others)
     )
+    (g_head,) = torch.autograd.grad(own, flipped.classifier.weight, retain_graph=True)
     product = sum((a * b).sum() for a, b in zip(g_own, g_others, strict=True))
     norm = sum((a * a).sum() for a, b in zip(g_own, g_others, strict=True) if b.any())  # of what both reach
     conflict = max(0.0, float(-product / norm))
@@ -132,13 +135,16 @@ def test_the_off_ramps_gradient_does_not_oppose_the_heads(tmp_path):
         model = start()
         model.load_state_dict(state)
         settings = {"optim": "sgd", "learning_rate": 0.01, "max_grad_norm": 0.0, "lr_scheduler_type": "constant"}
-        trainer, _ = train(tmp_path, "distilled", model, project_conflicts=project, **settings)
+        trainer, found_loss = train(tmp_path, "distilled", model, project_conflicts=project, **settings)
         step = [
             (state[f"bert.{name}"] - trainer.model.base_model.get_parameter(name).detach()) / 0.01 for name in names
         ]
-        factor = 1 + conflict if project else 1
         for found, a, b in zip(step, g_own, g_others, strict=True):
+            factor = 1 + conflict if project and b.any() else 1  # the head's own parameters move as ever
             torch.testing.assert_close(found, factor * a + b, atol=2e-4, rtol=1e-3)
+        head = (state["classifier.weight"] - trainer.model.classifier.weight.detach()) / 0.01
+        torch.testing.assert_close(head, g_head, atol=2e-4, rtol=1e-3)
+        assert found_loss == pytest.approx([float((own + others).detach())], rel=1e-4)
     assert conflict > 0.1
 
 
@@ -155,6 +161,49 @@ def test_layers_are_skipped_in_training_alone(tmp_path):
     exits_of(trainer.model)
     model.train()(**{name: tensor[:2] for name, tensor in collate(TRAIN).items()})
     assert ran == [(mode, layer) for mode in (False, True) for layer in range(4)]
+
+
+def test_layers_of_a_model_made_by_model_init_are_skipped(tmp_path):
+    args = make_args(tmp_path, joint_strategy="weighted", layer_dropout=0.5, max_steps=1)
+    seen = []
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            seen.append(model.base_model.layer_dropout)
+
+    trainer = JointTrainer(model_init=lambda: start(), args=args, callbacks=[Watch()], **DATA)
+    trainer.train()
+    assert (seen, trainer.model.base_model.layer_dropout) == ([0.5], 0.0)
+
+
+@pytest.mark.parametrize("family", ENCODERS)
+def test_every_family_can_skip_layers(family):
+    model = make_model(family).train()
+    ran, apply = [], model.base_model.apply_layer
+    model.base_model.apply_layer = lambda index, state: ran.append(index) or apply(index, state)
+    model.base_model.layer_dropout = 1 - 1e-9
+    model.base_model.skips = lambda layer: layer != 2
+    batch = make_batch(family)
+    model(**batch, labels=torch.zeros(len(batch["input_ids"]), dtype=torch.long)).loss.backward()
+    assert ran == [1]
+    ran.clear()
+    model.eval()(**batch)
+    assert ran == [*range(model.config.num_hidden_layers)]
+
+
+@pytest.mark.parametrize("strategy", ["alternating", "distilled"])
+def test_going_on_from_a_checkpoint(tmp_path, strategy):
+    """With layers skipped by chance, and an odd step to go on with."""
+    settings = {"num_train_epochs": 2, "per_device_train_batch_size": 8, "layer_dropout": 0.3}
+    settings |= {"save_strategy": "steps", "save_steps": 5}
+    whole, _ = train(tmp_path, strategy, **settings)
+    for step in (10, 15, 16):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    args = make_args(tmp_path, joint_strategy=strategy, **settings)
+    again = JointTrainer(start(), args, train_dataset=TRAIN, data_collator=collate)
+    again.train(resume_from_checkpoint=True)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
 
 
 @pytest.mark.parametrize(
@@ -197,8 +246,6 @@ def test_three_stages(tmp_path, caplog):
 
 @pytest.mark.parametrize("gone", [("off_ramps",), ("joint", "off_ramps")])
 def test_going_on_behind_a_finished_stage(tmp_path, gone):
-    import shutil
-
     args, joint = arguments(tmp_path)
     whole = TwoStageTrainer(start(), args, args, second_stage="joint", joint_args=joint, **DATA)
     whole.train()
@@ -207,6 +254,23 @@ def test_going_on_behind_a_finished_stage(tmp_path, gone):
     again = TwoStageTrainer(start(seed=5), args, args, second_stage="joint", joint_args=joint, **DATA)
     outputs = again.train(resume_from_checkpoint=True)
     assert list(outputs) == list(gone)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, again.model.state_dict()[name]), name
+
+
+def test_going_on_within_joint_training(tmp_path):
+    """Weights and the full depth before it are those of a run that nobody interrupted."""
+    args, joint = arguments(tmp_path)
+    whole = TwoStageTrainer(start(), args, args, second_stage="joint", joint_args=joint, **DATA)
+    expected = whole.train()["joint"].metrics
+    shutil.rmtree(tmp_path / "off_ramps")
+    shutil.rmtree(tmp_path / "joint" / "checkpoint-16")
+    (tmp_path / "joint" / "trainer_state.json").unlink()  # as a kill behind the first epoch leaves it
+    again = TwoStageTrainer(start(seed=5), args, args, second_stage="joint", joint_args=joint, **DATA)
+    outputs = again.train(resume_from_checkpoint=True)
+    assert list(outputs) == ["joint", "off_ramps"]
+    for name in ("full_depth_before", "full_depth_after"):
+        assert outputs["joint"].metrics[name] == expected[name]
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name]), name
 

@@ -50,10 +50,12 @@ def launch(processes, folder, *options):
         ("backbone", "cached"),
         pytest.param("off_ramps", "cached", marks=pytest.mark.slow),
         pytest.param("off_ramps", "through_backbone", marks=pytest.mark.slow),
+        pytest.param("joint", "alternating", marks=pytest.mark.slow),
+        pytest.param("joint", "distilled", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_are_one(tmp_path, what, mode):
-    options = ("--what", what, "--mode", mode)
+    options = ("--what", what, "--strategy" if what == "joint" else "--mode", mode)
     one, weights_one = launch(1, tmp_path / "one", *options, "--batch", "8")
     two, weights_two = launch(2, tmp_path / "two", *options, "--batch", "4")
     losses = [[entry["loss"] for entry in run["log"] if "loss" in entry] for run in (one, two)]

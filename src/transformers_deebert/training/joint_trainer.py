@@ -22,9 +22,10 @@ class JointTrainer(MultiExitTrainer):
       exit behind the embeddings counts as much as that behind layer 1.
     - `"alternating"`: CE_L at even steps, the sum of CE_i over all exits at odd ones (BERxiT, Xin et al., 2021, 3.2).
     - `"distilled"`: CE_L + sum over off-ramps of (1 - g) CE_i + g T² KL(p_L ‖ p_i), p of logits / T (RomeBERT, Geng et
-      al., 2021), g = 0.9 and T = 3 unless the arguments have others. With `args.project_conflicts` the part of CE_L's
-      gradient that the off-ramps' gradient of the shared parameters opposes is added again, so that their sum does not
-      (after PCGrad, Yu et al., 2020); a step then takes two more backward passes.
+      al., 2021), g = 0.9 and T = 3 unless the arguments have others. With `args.project_conflicts` the off-ramps'
+      gradient of the parameters that they share with the head is projected onto the normal plane of CE_L's where it
+      opposes that (PCGrad, Yu et al., 2020): for each batch of each process alone, also with gradient accumulation,
+      and with two more backward passes.
 
     `args.layer_dropout` skips whole layers (LayerDrop, Fan et al., 2020). Off-ramps need epochs of their own: train
     them with [`OffRampTrainer`] afterwards, or use `TwoStageTrainer(second_stage="joint")`. Unlike stage 2 this
@@ -65,32 +66,34 @@ class JointTrainer(MultiExitTrainer):
                 for loss, logits in zip(losses, off_ramps, strict=True)
             ]
         ).sum()
-        return others + (1 + self.conflict(own, others)) * own
+        loss = own + others
+        return loss + self.conflict(own, others) if self.args.project_conflicts and self.model.training else loss
 
-    def conflict(self, own: torch.Tensor, others: torch.Tensor) -> torch.Tensor | float:
-        """How often the gradient of `own` is added so that the sum does not oppose it; 0 without a conflict."""
-        if not (self.args.project_conflicts and self.model.training):
-            return 0.0
+    def conflict(self, own: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
+        """
+        The number 0, whose gradient takes the part of that of `others` away which opposes the gradient of `own`, of
+        the parameters that both depend on.
+        """
         off_ramps = {id(parameter) for parameter in self.early_exit_model.base_model.off_ramps.parameters()}
         shared = [one for one in self.early_exit_model.base_model.parameters() if id(one) not in off_ramps]
-        pairs = zip(
-            *(torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True) for loss in (own, others)),
-            strict=True,
-        )
-        used = [(one, other) for one, other in pairs if one is not None and other is not None]
-        product = sum((one * other).sum() for one, other in used)
-        norm = sum((one * one).sum() for one, _ in used)
-        return (-product / norm).clamp(min=0)
+        gradients = [torch.autograd.grad(loss, shared, retain_graph=True, allow_unused=True) for loss in (own, others)]
+        used = [both for both in zip(shared, *gradients, strict=True) if not any(one is None for one in both)]
+        product = sum((of_own * of_others).sum() for _, of_own, of_others in used)
+        norm = sum((of_own * of_own).sum() for _, of_own, _ in used)
+        share = torch.where(product < 0, -product / norm, 0.0)
+        term = share * sum((of_own * parameter).sum() for parameter, of_own, _ in used)
+        return term - term.detach()
 
     def begin_training(self) -> None:
         super().begin_training()
+        # Here, because `model_init` has made another model since and a trial other arguments.
+        self.early_exit_model.base_model.layer_dropout = self.args.layer_dropout
         if self.args.joint_strategy == "alternating" or self.args.layer_dropout:
             self.args.ddp_find_unused_parameters = True  # not every step uses every parameter
 
     def train(self, *args, **kwargs):
         """As `Trainer.train`; with `eval_dataset` the metrics also hold `full_depth_before` and `full_depth_after`."""
-        before, backbone = self.full_depth(), self.early_exit_model.base_model
-        backbone.layer_dropout = self.args.layer_dropout
+        before = self.full_depth()
         try:
             output = super().train(*args, **kwargs)
         finally:

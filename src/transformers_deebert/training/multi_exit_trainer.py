@@ -33,7 +33,8 @@ class MultiExitTrainer(StageTrainer):
 
     - `compute_metrics` is called once for each exit. Evaluation reports its numbers for the model's own head under
       their names, and for the exit at layer i as `layer_{i}_{name}`; accuracy when it is not given. The loss is that
-      of the strategy.
+      of the strategy. Without labels, where the loss needs none, it reports `layer_{i}_agreement`, the share of the
+      rows whose class at the exit is that of the head.
     - `compute_loss_func(outputs, labels, num_items_in_batch=None)` is called for one exit at a time.
     - `predict(…).predictions` is a tuple of arrays `(rows, labels)`, one for each exit.
 
@@ -104,7 +105,7 @@ class MultiExitTrainer(StageTrainer):
             head (`torch.Tensor`, *optional*):
                 Logits of the model's own head, which can teach the off-ramps. `None` only in cached training whose
                 trainer does not set `reads_head`.
-            labels (`torch.Tensor` of shape `(rows,)`, *optional*): Class indices; without `needs_labels` maybe `None`.
+            labels (`torch.Tensor` of shape `(rows,)`, *optional*): Class indices; without `needs_labels` `None`.
             num_items_in_batch (*optional*): Labels in the whole accumulated batch, to divide sums by.
         """
         raise NotImplementedError
@@ -143,13 +144,16 @@ class MultiExitTrainer(StageTrainer):
             loss = loss / self.current_gradient_accumulation_steps
         return loss
 
-    def compute_loss(self, model, inputs, *args, **kwargs):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         inputs = {**inputs, "return_dict": True}
         if "off_ramp_inputs" not in inputs:
             inputs["output_off_ramp_logits"] = True
+        labels = inputs.get("labels")
+        if not self.needs_labels:  # Trainer counts no rows but those that have one
+            labels, num_items_in_batch = None, None
         # Trainer hands on as labels whatever is under their name.
-        inputs["labels"] = (inputs.get("labels"), inputs.pop("head_logits", None))
-        return super().compute_loss(model, inputs, *args, **kwargs)
+        inputs["labels"] = (labels, inputs.pop("head_logits", None))
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     # ---- evaluation
 
@@ -160,10 +164,21 @@ class MultiExitTrainer(StageTrainer):
 
     def evaluation_loop(self, dataloader, *args, metric_key_prefix="eval", **kwargs):
         output = super().evaluation_loop(dataloader, *args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if output.label_ids is None and not self.needs_labels and self.preprocess_logits_for_metrics is None:
+            agreement = self.agreement_with_head(output.predictions)
+            output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in agreement.items()})
         wanted = getattr(self.args, "report_file", None) is not None and metric_key_prefix.startswith("eval")
         if wanted and self.is_world_process_zero():
             write_evaluation_page(self, output, dataloader.dataset, metric_key_prefix)
         return output
+
+    def agreement_with_head(self, exits: tuple[np.ndarray, ...]) -> dict[str, float]:
+        """For each exit, the share of the rows whose class by its logits `(rows, labels)` is that of the head."""
+        head = exits[-1].argmax(-1)
+        return {
+            f"layer_{layer}_agreement": float((logits.argmax(-1) == head).mean())
+            for layer, logits in zip(self.exit_layers, exits, strict=True)
+        }
 
     def metrics_of_exits(self, prediction: EvalPrediction) -> dict[str, float]:
         """The metrics of the model's own head, then those of every exit by its layer."""

@@ -31,15 +31,18 @@ class DeeBertTrainingArguments(TrainingArguments):
             (the default) is `"cached"`, or `"through_backbone"` with attention pooling, which learns what it reads.
         distillation_weight (`float`, *optional*):
             g, from 0 to 1: the loss of off-ramp i is (1 - g) CE_i + g T² KL(p_L ‖ p_i), p the softmax of logits / T, L
-            the model's own head (Hinton et al., 2015). By default 0 in stage 2, 0.9 in joint training. With 1 the rows
-            of stage 2 need no labels.
+            the model's own head (Hinton et al., 2015). By default 0 in stage 2, 0.9 in joint training. With 1
+            stage 2 reads no labels, and its rows need none.
         distillation_temperature (`float`, *optional*): T, above 0; by default 1 in stage 2, 3 in joint training.
         joint_strategy (`str`, *optional*):
-            Loss of [`JointTrainer`]: `"weighted"`, `"alternating"` or `"distilled"`.
+            Loss of [`JointTrainer`], which needs it: `"weighted"` (PABEE), `"alternating"` (BERxiT) or `"distilled"`
+            (RomeBERT).
         project_conflicts (`bool`, *optional*, defaults to `False`):
-            In joint training with `"distilled"`: whether the off-ramps' gradient may not oppose that of the head.
+            In joint training with `"distilled"`: whether the off-ramps' gradient is projected onto the normal plane of
+            the head's where it opposes that (PCGrad, Yu et al., 2020), for the parameters that both depend on.
         layer_dropout (`float`, *optional*, defaults to 0.0):
-            In joint training, the probability to skip the last layer; it rises linearly from 0 in front of the first.
+            In joint training, the probability to skip the last layer; it rises linearly from 0 in front of the first
+            (LayerDrop, Fan et al., 2020). Evaluation runs all layers.
         report_file (`str`, *optional*):
             Page that each evaluation of stage 2 on `eval_dataset` writes (see [`make_report`]), such as
             `"report.html"`; relative to `output_dir`. Of several named evaluation sets each has its own,
@@ -95,7 +98,10 @@ class DeeBertTrainingArguments(TrainingArguments):
         """Raises `ValueError` for values out of range; a hyper-parameter search sets fields unchecked."""
         weight, temperature = self.distillation_weight, self.distillation_temperature
         if weight is not None and not 0 <= weight <= 1:
-            raise ValueError(f"`distillation_weight` must lie between 0 and 1, got {weight!r}.")
+            raise ValueError(
+                f"`distillation_weight` must lie between 0 and 1, got {weight!r}: 0 learns from labels alone, 1 from "
+                "the model's own head alone."
+            )
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(
                 f"`distillation_temperature` must be finite and above 0, got {temperature!r}: 1 leaves predictions as "
@@ -113,4 +119,6 @@ class DeeBertTrainingArguments(TrainingArguments):
                 f"`project_conflicts` needs `joint_strategy` 'distilled', got {strategy!r}: leave it out."
             )
         if not 0 <= self.layer_dropout < 1:
-            raise ValueError(f"`layer_dropout` must be at least 0 and below 1, got {self.layer_dropout!r}.")
+            raise ValueError(
+                f"`layer_dropout` must be at least 0 and below 1, got {self.layer_dropout!r}: 0 skips no layer."
+            )

@@ -41,9 +41,9 @@ class TwoStageTrainer:
     Two-stage fine-tuning (DeeBERT, section 3.1): [`BackboneTrainer`], then [`OffRampTrainer`], each with its own
     arguments and a fresh seed, optimizer and schedule.
 
-    `output_dir` gets the finished model, its card and the numbers in it; `output_dir/backbone` and
-    `output_dir/off_ramps` get the stages' checkpoints. With `push_to_hub=True` in either stage's arguments the
-    finished model is pushed to `hub_model_id` at the end; nothing is pushed before.
+    `output_dir` gets the finished model, its card and the numbers in it; `output_dir/backbone`,
+    `output_dir/off_ramps` and `output_dir/joint` get the stages' checkpoints. With `push_to_hub=True` in any stage's
+    arguments the finished model is pushed to `hub_model_id` at the end; nothing is pushed before.
 
     Args:
         model (`PreTrainedModel`, *optional*): An early-exit classifier; or `model_init`.
@@ -154,7 +154,7 @@ class TwoStageTrainer:
             if resume_from_checkpoint and stage != "off_ramps" and has_trainer_state(folder):
                 finished = stage
                 continue
-            if finished is not None and last_complete_checkpoint(folder) is None:
+            if finished is not None:  # also with a checkpoint: joint training compares with where it began
                 self.load_stage(finished)
             finished = None
             self.trainers[stage] = self.make_trainer(stage)
