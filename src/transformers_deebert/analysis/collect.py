@@ -14,11 +14,11 @@ from transformers import default_data_collator
 
 from ..checks import check_count, check_single_label
 from ..models.configuration_early_exit_deebert import class_names
-from ..models.exit_criteria_deebert import ExitCriterion, read_criterion
+from ..models.exit_criteria_deebert import ExitCriterion
 from ..models.exit_loop_deebert import has_exits
 from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score
 from ..processes import shared_state
-from .decisions import check_labels
+from .decisions import as_criterion, check_labels, score_name
 from .exit_table import ARROW_FILE, ExitTable, remove_table, table_files, write_facts
 from .row_windows import data_columns, run_windows, token_count, write_windows
 
@@ -108,8 +108,8 @@ def collect_exits(
             if rank == 0:
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_table(folder)
-                name = criterion.score if own_score is None else getattr(own_score, "__name__", repr(own_score))
-                write_facts(folder, config.exit_layers, names, temperatures_of(model), name, criterion.patience)
+                score = score_name(criterion.score)
+                write_facts(folder, config.exit_layers, names, temperatures_of(model), score, criterion.patience)
             if state is not None:
                 state.wait_for_everyone()
             name = ARROW_FILE if world == 1 else f"exits-{rank:05d}-of-{world:05d}.arrow"
@@ -143,15 +143,6 @@ def labelled(windows: Iterator[dict[str, np.ndarray]], classes: int) -> Iterator
             rows = {name: values[known] for name, values in columns.items()}
             check_labels(rows["labels"], len(rows["labels"]), classes)
             yield rows
-
-
-def as_criterion(criterion: Any) -> ExitCriterion:
-    """A criterion of which only score and patience count, from a score or a criterion."""
-    if isinstance(criterion, str) or callable(criterion):
-        return ExitCriterion(criterion, 0.0)
-    if isinstance(criterion, Mapping):
-        criterion = {"threshold": 0.0, **criterion}
-    return read_criterion(criterion, "criterion")
 
 
 class ScoreRecorder:

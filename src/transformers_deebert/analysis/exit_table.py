@@ -19,6 +19,7 @@ from .decisions import (
     check_threshold,
     exit_scores,
     first_exits,
+    score_name,
     scores_of_evaluated,
 )
 from .row_windows import read_columns, write_windows
@@ -134,7 +135,7 @@ class ExitTable:
 
     @property
     def score_name(self) -> str:
-        return self.score if isinstance(self.score, str) else getattr(self.score, "__name__", repr(self.score))
+        return score_name(self.score)
 
     @property
     def largest_score(self) -> float | None:
