@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import NUM_LAYERS, layers_of, make_model
+from conftest import layers_of, make_model
 from torch import nn
 
 from transformers_deebert import measure_latency
-from transformers_deebert.analysis import LatencyProfile, timing
+from transformers_deebert.analysis import LatencyProfile, rotation, timing
 
 
 MACHINE = {"device": "cpu", "cores": 2}
@@ -20,15 +20,13 @@ PROFILE = LatencyProfile((10, 20), np.array([[1.0, 3.0, 5.0], [2.0, 6.0, 4.0]]),
 
 
 def calls_of(model):
-    """Fills with the length and the exit layer asked for, of each call of the model."""
+    """Fills with the length and the exit layer of each call of the model."""
     calls = []
 
-    def note(module, args, keywords):
-        thresholds = keywords["early_exit_entropy"]
-        early = [layer for layer, threshold in enumerate(thresholds, 1) if threshold > 1]
-        calls.append((keywords["input_ids"].shape[1], early[0] if early else NUM_LAYERS))
+    def note(module, args, keywords, output):
+        calls.append((keywords["input_ids"].shape[1], int(output.exit_layers[0])))
 
-    model.register_forward_pre_hook(note, with_kwargs=True)
+    model.register_forward_hook(note, with_kwargs=True)
     return calls
 
 
@@ -36,7 +34,7 @@ def calls_of(model):
 def clock(monkeypatch):
     """Stands still unless a hook moves it on: timings become a hand count."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(rotation, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     return clock
 
 
@@ -93,7 +91,7 @@ def test_lengths_and_layers_take_turns_in_changing_order():
     measure_latency(model, lengths=(4, 7), repeats=3, warm_up=2)
     everything = [(length, layer) for length in (4, 7) for layer in (1, 2, 3, 4)]
     checked, timed = calls[: 3 * 8], calls[3 * 8 :]
-    assert checked == [turn for turn in everything for _ in range(3)]
+    assert checked == everything + [turn for turn in everything for _ in range(2)]
     rounds = [timed[start : start + 8] for start in range(0, len(timed), 8)]
     assert [sorted(one) for one in rounds] == [everything] * 3
     assert len({tuple(one) for one in rounds}) == 3
@@ -142,17 +140,28 @@ def test_malformed_input_names_argument_value_and_remedy(changed, message):
     assert not calls
 
 
-def test_rows_that_do_not_leave_where_they_should_are_told():
+def test_rows_that_do_not_exit_where_they_should_are_refused():
     model = make_model().train()
     with torch.no_grad():
         model.base_model.off_ramps[1].classifier.bias.fill_(math.nan)  # nobody leaves at layer 2
-    with pytest.raises(ValueError, match=r"leave at layers \[4\] that should leave at layer 2"):
+    with pytest.raises(ValueError, match=r"exit at layers \[4\] that should exit at layer 2"):
         measure_latency(model, lengths=[4])
     assert model.training
+
+
+def own(candidate):
+    return candidate.pooled[:, 0].abs()
+
+
+@pytest.mark.parametrize("score", ["entropy", "margin", "disagreement", own])
+def test_rows_exit_where_they_should_whatever_the_score_and_the_weights(score):
+    model = make_model()
     with torch.no_grad():
         model.base_model.off_ramps[1].classifier.bias.copy_(torch.tensor([1e6, 0, 0]))  # everybody does
-    with pytest.raises(ValueError, match=r"leave at layers \[2\] that should leave at layer 3"):
-        measure_latency(model, lengths=[4])
+    calls = calls_of(model)
+    criterion = {"score": score, "patience": 2}
+    assert measure_latency(model, [4], repeats=1, warm_up=0, criterion=criterion).milliseconds.shape == (1, 4)
+    assert sorted(layer for _, layer in calls) == [1, 1, 2, 2, 3, 3, 4, 4]
 
 
 def test_between_lengths_it_is_linear_and_beyond_them_constant():

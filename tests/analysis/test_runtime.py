@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BertTokenizer
 
 from transformers_deebert import analysis, benchmark_runtime, stock_model
-from transformers_deebert.analysis import RUNTIME_COLUMNS, RuntimeBenchmark, format_table, runtime, timing
+from transformers_deebert.analysis import RUNTIME_COLUMNS, RuntimeBenchmark, format_table, rotation, runtime
 
 
 ROWS = [{"input_ids": list(range(5, 5 + length)), "labels": 1} for length in (3, 6, 4, 4, 7)]
@@ -35,8 +35,7 @@ def clock(monkeypatch):
         stock.register_forward_hook(lambda *_: setattr(clock, "now", clock.now + 1))
         return stock
 
-    for module in (timing, runtime):
-        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(rotation, "time", SimpleNamespace(perf_counter=lambda: clock.now))
     monkeypatch.setattr(runtime, "stock_model", make_ticking)
     return clock
 
@@ -169,6 +168,23 @@ def test_it_can_be_written_and_laid_out():
     assert not [name for row in table for name, value in row.items() if value is None]
     assert len(format_table(table, RUNTIME_COLUMNS).splitlines()) == 4
     assert analysis.benchmark_runtime is benchmark_runtime
+
+
+def test_another_score_is_timed_and_named():
+    rows = [{"input_ids": [5, 6, 7]}] * 2
+    model = make_model()
+    seen = []
+    model.register_forward_pre_hook(lambda _, __, keywords: seen.append(keywords), with_kwargs=True)
+    settings = {"repeats": 1, "warm_up": 0, "criterion": {"score": "least_confidence", "patience": 2}}
+    benchmark = benchmark_runtime(model, rows, [0.0, 1.0, [0.1, 0.2, 0.3]], [2], **settings)
+    assert seen[1]["exit_criterion"] == {"score": "least_confidence", "threshold": 0.0, "patience": 2}
+    names = ["least confidence 0, patience 2", "least confidence 1, patience 2"]
+    assert [row["threshold"] for row in benchmark.table()[:2]] == names
+    assert benchmark.table()[2]["threshold"] == "least confidence 0.1, 0.2, 0.3, patience 2"
+    assert [figure.layer_saving for figure in benchmark.figures[:2]] == [0, 0.5]
+    assert (benchmark.figures[0].exit_score, benchmark.figures[0].patience) == ("least_confidence", 2)
+    with pytest.raises(ValueError, match="`score` must be one of entropy"):
+        benchmark_runtime(model, rows, [0.5], [1], criterion="surprise")
 
 
 def test_rows_may_be_tensors_of_a_map_style_data_set():

@@ -9,8 +9,7 @@ from conftest import ENCODERS, LENGTHS, NUM_LABELS, make_batch, make_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from transformers_deebert import ExitCriterion
-from transformers_deebert.analysis import describe_machine, stock_model, time_models, time_thresholds, timing
+from transformers_deebert.analysis import describe_machine, rotation, stock_model, time_models, time_thresholds, timing
 
 
 class Clock:
@@ -56,7 +55,7 @@ class StockModel(OnCpu):
 @pytest.fixture
 def clock(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=clock.perf_counter))
+    monkeypatch.setattr(rotation, "time", SimpleNamespace(perf_counter=clock.perf_counter))
     return clock
 
 
@@ -99,12 +98,15 @@ def test_contenders_take_turns_in_blocks_and_the_order_moves_on(clock):
 
 
 def test_batches_hold_the_rows_in_order(clock):
-    def collate(rows):
+    def data_collator(rows):
         width = max(len(row["input_ids"]) for row in rows)
         return {"input_ids": torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in rows])}
 
     rows = [{"input_ids": ids} for ids in ([1], [3, 9], [2, 9, 9])]
-    (figure,) = time_thresholds(CountingModel(clock, []), rows, [0.3], batch_size=2, repeats=1, collate=collate)
+    settings = {"batch_size": 2, "repeats": 1}
+    (figure,) = time_thresholds(CountingModel(clock, []), rows, [0.3], data_collator=data_collator, **settings)
+    with pytest.warns(FutureWarning, match="`collate` of time_thresholds is now called `data_collator`"):
+        assert time_thresholds(CountingModel(clock, []), rows, [0.3], collate=data_collator, **settings) == [figure]
     assert figure.seconds == (7 + 5,)  # rows 1 and 2 run three layers together, row 3 two
     assert figure.layer_cost_ratio == pytest.approx(6 / 12)
 
@@ -140,7 +142,7 @@ def test_models_run_each_on_its_own_rows(clock):
             (
                 CountingModel(clock, log),
                 [{"input_ids": [1]}, {"input_ids": [3]}],
-                timing._keywords(0.5, ExitCriterion("entropy", 0.5)),
+                {"early_exit_entropy": 0.5, "output_off_ramp_logits": False},
             ),
             (StockModel(clock, layers=2), [{"input_ids": [5, 5]}, {"input_ids": [6]}], {}),
         ],
@@ -149,7 +151,7 @@ def test_models_run_each_on_its_own_rows(clock):
     assert seconds == [(3 + 7, 3 + 7), (5 + 5, 5 + 5)]
 
 
-def test_the_stock_class_of_every_family_runswithout_layers(family):
+def test_the_stock_class_of_every_family_runs_without_layers(family):
     stock = stock_model(make_model(family))
     empty = timing.without_layers(stock).eval()
     ran = {stock: [], empty: []}
@@ -164,7 +166,7 @@ def test_the_stock_class_of_every_family_runswithout_layers(family):
     assert stock.config.num_hidden_layers == 4
 
 
-def test_the_stock_classwithout_layers_has_none():
+def test_the_stock_class_without_layers_has_none():
     config = BertConfig(
         vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=37, num_labels=3
     )
@@ -198,7 +200,7 @@ def test_a_real_clock_runs():
         ({"warm_up": -1}, r"`warm_up` must be a whole number >= 0, got -1"),
         ({"batch_size": 0}, r"`batch_size` must be a whole number >= 1, got 0"),
         ({"repeats": 0}, r"`repeats` must be a whole number >= 1, got 0"),
-        ({"batch_size": 2}, r"`rows` of lengths \[1, 2\] meet in one batch\. Pass collate="),
+        ({"batch_size": 2}, r"`rows` of lengths \[1, 2\] meet in one batch\. Pass data_collator="),
     ],
 )
 def test_malformed_input_names_argument_value_and_remedy(clock, changed, message):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..models.exit_scores_deebert import SCORES
-from .decisions import Threshold, normalize_threshold
+from .decisions import Threshold, exit_settings, normalize_threshold
 from .exit_table import ExitTable
 from .metrics import ComputeMetric, interval, make_metric, row_worth
 from .tables import threshold_text
@@ -79,12 +79,8 @@ class ThresholdChoice:
     @property
     def exit_settings(self) -> dict[str, Any]:
         """The exit settings of a call, or of a configuration, that exits so: exactly one of them is not `None`."""
-        threshold = list(self.threshold) if isinstance(self.threshold, tuple) else self.threshold
         settings = dict.fromkeys(("early_exit_entropy", "exit_criterion", "exit_layer"))
-        if (self.exit_score, self.patience) == ("entropy", 1):
-            return settings | {"early_exit_entropy": threshold}
-        criterion = {"score": self.exit_score, "threshold": threshold, "patience": self.patience}
-        return settings | {"exit_criterion": criterion}
+        return settings | exit_settings(self.threshold, self.exit_score, self.patience)
 
     @property
     def call_arguments(self) -> str:

@@ -14,12 +14,12 @@ from transformers import default_data_collator
 
 from ..checks import check_count, check_single_label
 from ..models.configuration_early_exit_deebert import class_names
-from ..models.exit_criteria_deebert import ExitCriterion, read_criterion
+from ..models.exit_criteria_deebert import ExitCriterion
 from ..models.exit_loop_deebert import has_exits
 from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score
 from ..processes import shared_state
-from .decisions import check_labels
-from .exit_table import ARROW_FILE, ExitTable, remove_table, score_name, table_files, write_facts
+from .decisions import as_criterion, check_labels, score_name
+from .exit_table import ARROW_FILE, ExitTable, remove_table, table_files, write_facts
 from .row_windows import data_columns, run_windows, token_count, write_windows
 
 
@@ -147,15 +147,6 @@ def with_labels(windows: Iterator[dict[str, np.ndarray]], classes: int) -> Itera
             rows = {name: values[known] for name, values in columns.items()}
             check_labels(rows["labels"], len(rows["labels"]), classes)
             yield rows
-
-
-def as_criterion(criterion: Any) -> ExitCriterion:
-    """A criterion of which only score and patience count, from a score or a criterion."""
-    if isinstance(criterion, str) or callable(criterion):
-        return ExitCriterion(criterion, 0.0)
-    if isinstance(criterion, Mapping):
-        criterion = {"threshold": 0.0, **criterion}
-    return read_criterion(criterion, "criterion")
 
 
 class ScoreRecorder:

@@ -1,14 +1,38 @@
 """Exit decisions in numpy, for all samples of a table at once."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
+from ..models.exit_criteria_deebert import ExitCriterion, read_criterion
 from ..models.exit_scores_deebert import ExitCandidate, Score, checked_score, find_score
 
 
 Threshold = float | Sequence[float]
+
+
+def as_criterion(criterion: Any) -> ExitCriterion:
+    """A criterion of which only score and patience count, from a score or a criterion."""
+    if isinstance(criterion, str) or callable(criterion):
+        return ExitCriterion(criterion, 0.0)
+    if isinstance(criterion, Mapping):
+        criterion = {"threshold": 0.0, **criterion}
+    return read_criterion(criterion, "criterion")
+
+
+def score_name(score: str | Score) -> str:
+    """The score's name, or that of the user's function."""
+    return score if isinstance(score, str) else getattr(score, "__name__", repr(score))
+
+
+def exit_settings(threshold: Threshold, score: str | Score, patience: int) -> dict[str, Any]:
+    """The exit setting of a call: the short one for entropy with patience 1."""
+    threshold = list(threshold) if isinstance(threshold, tuple) else threshold
+    if (score, patience) == ("entropy", 1):
+        return {"early_exit_entropy": threshold}
+    return {"exit_criterion": {"score": score, "threshold": threshold, "patience": patience}}
 
 
 def exit_scores(logits: np.ndarray, score: str | Score = "entropy", layers: Sequence[int] | None = None) -> np.ndarray:

@@ -19,6 +19,7 @@ from .decisions import (
     check_threshold,
     exit_scores,
     first_exits,
+    score_name,
     scores_of_evaluated,
 )
 from .row_windows import read_columns, write_windows

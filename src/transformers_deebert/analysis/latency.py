@@ -1,10 +1,9 @@
 """What a row costs that leaves at each layer, in milliseconds measured on one machine, by its length."""
 
 import math
-import random
-import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,16 +11,17 @@ import torch
 from transformers import PreTrainedModel
 
 from ..checks import check_count
-from ..models.exit_criteria_deebert import check_fits_problem
+from ..models.exit_criteria_deebert import ExitCriterion, check_fits_problem
+from ..models.exit_scores_deebert import ExitCandidate, Score, find_score
+from .decisions import as_criterion
+from .rotation import time_rotation
 from .stock import check_off_ramps, token_limit
-from .timing import Turn, describe_machine, evaluating
+from .tables import to_plain
+from .timing import describe_machine, evaluating
 
 
 if TYPE_CHECKING:
     from .exit_table import ExitTable
-
-# An off-ramp with this threshold is consulted, and nobody is sure enough to leave.
-NOBODY = 1e-30
 
 
 @dataclass(frozen=True)
@@ -124,13 +124,7 @@ class LatencyProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python numbers, lists and dicts, ready for JSON."""
-        return {
-            "lengths": list(self.lengths),
-            "milliseconds": self.milliseconds.tolist(),
-            "batch_size": self.batch_size,
-            "machine": dict(self.machine),
-            "exit_layers": list(self.exit_layers),
-        }
+        return to_plain(asdict(self))
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> "LatencyProfile":
@@ -161,6 +155,8 @@ def measure_latency(
     batch_size: int = 1,
     repeats: int = 5,
     warm_up: int = 3,
+    progress: bool = True,
+    criterion: Any = "entropy",
 ) -> LatencyProfile:
     """
     Measures what a row costs that leaves at each layer.
@@ -181,6 +177,10 @@ def measure_latency(
             Timed passes of each length and layer; the median counts.
         warm_up (`int`, *optional*, defaults to 3):
             Passes of each before the clock starts.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar after ten seconds.
+        criterion (`str`, `Callable`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
+            Whose score every off-ramp computes; where rows exit is laid down, whatever its thresholds.
 
     Returns:
         [`LatencyProfile`]: milliseconds per row, of shape `(lengths, exits)`.
@@ -190,7 +190,8 @@ def measure_latency(
             counts out of range, or rows that do not leave where they should, as with weights that are not finite.
     """
     check_off_ramps(model)
-    check_fits_problem(model.config, "entropy", "model")
+    score = as_criterion(criterion).score
+    check_fits_problem(model.config, score, "model")
     lengths = check_lengths(lengths)
     limit = token_limit(model)
     if limit is not None and lengths[-1] > limit:
@@ -202,19 +203,16 @@ def measure_latency(
     check_count("repeats", repeats)
     check_count("warm_up", warm_up, least=0)
     layers = model.config.exit_layers
-    batches = [random_batch(model, batch_size, length) for length in lengths]
-    turns = [Turn(model, [batch], leaving_at(layer, model)) for batch in batches for layer in layers]
-    seconds: list[list[float]] = [[] for _ in turns]
-    order = random.Random(0)
+    calls = {
+        (length, layer): partial(model, **random_batch(model, batch_size, length), **exiting_at(layer, score))
+        for length in lengths
+        for layer in layers
+    }
     with evaluating([model]):
-        for index, turn in enumerate(turns):
-            check_exit(turn, layers[index % len(layers)])
-            for _ in range(warm_up):
-                turn.run(0, 1)
-        for _ in range(repeats):
-            for index in order.sample(range(len(turns)), len(turns)):
-                seconds[index].append(turns[index].run(0, 1))
-    medians = np.array([statistics.median(values) for values in seconds])
+        for (_, layer), call in calls.items():
+            check_exit(call().exit_layers, layer)
+        seconds = time_rotation(calls, repeats, warm_up, shuffle=True, devices=[model.device], progress=progress)
+    medians = np.median(list(seconds.values()), axis=1)
     return LatencyProfile(
         lengths=lengths,
         milliseconds=1e3 * medians.reshape(len(lengths), len(layers)) / batch_size,
@@ -246,20 +244,23 @@ def random_batch(model: Any, rows: int, length: int) -> dict[str, torch.Tensor]:
     return {"input_ids": ids.to(model.device), "attention_mask": torch.ones_like(ids).to(model.device)}
 
 
-def leaving_at(layer: int, model: Any) -> dict[str, Any]:
-    """Keywords with which every row leaves at a layer, all off-ramps up to there being consulted."""
-    everybody = math.log(model.config.num_labels) + 1
-    thresholds = [everybody if i == layer else NOBODY for i in model.config.exit_layers[:-1]]
+def exiting_at(layer: int, score: str | Score) -> dict[str, Any]:
+    """Keywords with which every row exits at a layer, the scores of all off-ramps up to there being computed."""
+    function = find_score(score)
+
+    def exits(candidate: ExitCandidate) -> torch.Tensor:
+        return torch.full_like(function(candidate), 0.0 if candidate.layer == layer else math.inf)
+
     # What the configuration asks for besides the answer would have all layers run.
     others = dict.fromkeys(("output_off_ramp_logits", "output_hidden_states", "output_attentions"), False)
-    return {"early_exit_entropy": thresholds, **others}
+    return {"exit_criterion": ExitCriterion(exits, 1.0), **others}
 
 
-def check_exit(turn: Turn, layer: int) -> None:
-    """Raises `ValueError` unless all rows leave at `layer`."""
-    exits = turn.model(**turn.batches[0], **turn.keywords).exit_layers.unique().tolist()
+def check_exit(exit_layers: torch.Tensor, layer: int) -> None:
+    """Raises `ValueError` unless all rows exit at `layer`."""
+    exits = exit_layers.unique().tolist()
     if exits != [layer]:
         raise ValueError(
-            f"`model` lets rows leave at layers {exits} that should leave at layer {layer}: the logits of its "
-            "off-ramps are not finite, or so large that their entropy is 0. Check its weights."
+            f"`model` lets rows exit at layers {exits} that should exit at layer {layer}: the logits of its off-ramps "
+            "are not finite. Check its weights."
         )

@@ -2,9 +2,9 @@
 
 import inspect
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,8 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from ..checks import check_count
 from ..models.exit_criteria_deebert import check_fits_problem
-from .collect import as_criterion
-from .decisions import Threshold
-from .exit_table import score_name
+from .decisions import Threshold, as_criterion
+from .rotation import in_blocks, time_rotation
 from .stock import check_off_ramps, stock_model, token_limit
 from .tables import THRESHOLD, threshold_text
 from .timing import RuntimeFigure, describe_machine, plain_thresholds, time_thresholds
@@ -75,15 +74,15 @@ class RuntimeBenchmark:
         One row for each figure, for [`format_table`] and [`write_csv`].
 
         Returns:
-            `list[dict]` with the keys of `RUNTIME_COLUMNS`: `batch_size`, `threshold` (text where each off-ramp
-            has its own), `milliseconds_per_row`, `runtime_saving` (measured), `layer_saving` (the ideal), `speed_up`
-            (against full depth), `stock_speed_up`, `efficiency`, `spread` and `control_gap`, shares as fractions: see
-            [`RuntimeFigure`].
+            `list[dict]` with the keys of `RUNTIME_COLUMNS`: `batch_size`, `threshold` (nats; text where each off-ramp
+            has its own, and for another score, which it then names), `milliseconds_per_row`, `runtime_saving`
+            (measured), `layer_saving` (the ideal), `speed_up` (against full depth), `stock_speed_up`, `efficiency`,
+            `spread` and `control_gap`, shares as fractions: see [`RuntimeFigure`].
         """
         return [
             {name: getattr(figure, name, None) for name in RUNTIME_COLUMNS}
             | {
-                "threshold": _threshold_text(figure.threshold),
+                "threshold": _threshold_text(figure),
                 "milliseconds_per_row": 1e3 * figure.seconds_median / figure.rows,
             }
             for figure in self.figures
@@ -99,6 +98,7 @@ def benchmark_runtime(
     texts: Sequence[str] | Sequence[tuple[str, str]] | None = None,
     repeats: int = 5,
     warm_up: int = 8,
+    progress: bool = True,
     criterion: Any = "entropy",
 ) -> RuntimeBenchmark:
     """
@@ -127,8 +127,10 @@ def benchmark_runtime(
             Timed passes over all rows, of which the median counts.
         warm_up (`int`, *optional*, defaults to 8):
             Batches that each contender runs before the clock starts.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show progress bars after ten seconds.
         criterion (`str`, `Callable`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
-            The score and the patience that the thresholds go with; a threshold of its own is ignored.
+            The score and the patience; a threshold in it is ignored.
 
     Returns:
         [`RuntimeBenchmark`]
@@ -141,9 +143,8 @@ def benchmark_runtime(
     check_off_ramps(model)
     plain = plain_thresholds(thresholds, len(model.config.exit_layers) - 1)
     criterion = as_criterion(criterion)
-    for threshold in plain:
-        if np.any(threshold):
-            check_fits_problem(model.config, criterion.score, "thresholds")
+    if any(np.any(threshold) for threshold in plain):
+        check_fits_problem(model.config, criterion.score, "thresholds")
     check_count("repeats", repeats)
     check_count("warm_up", warm_up, least=0)
     stock = stock_model(model)
@@ -153,25 +154,18 @@ def benchmark_runtime(
     _check_batch_sizes(batch_sizes, lengths, tokenizer)
     pairs = _check_texts(texts, len(rows), tokenizer)
 
-    collate = None if tokenizer is None else DataCollatorWithPadding(tokenizer)
-    figures = [
-        figure
-        for batch_size in batch_sizes
-        for figure in time_thresholds(
-            model,
-            rows,
-            plain,
-            int(batch_size),
-            repeats,
-            stock_model=stock,
-            collate=collate,
-            warm_up=warm_up,
-            criterion=criterion,
+    data_collator = None if tokenizer is None else DataCollatorWithPadding(tokenizer)
+    figures: list[RuntimeFigure] = []
+    for size in map(int, batch_sizes):
+        figures += time_thresholds(
+            model, rows, plain, size, repeats, stock, data_collator, warm_up, progress, criterion
         )
-    ]
     tokenization = {}
     if tokenizer is not None and pairs is not None:
-        tokenization = _time_tokenizer(tokenizer, pairs, max(lengths), batch_sizes, repeats, warm_up)
+        calls = {int(size): _tokenizer_calls(tokenizer, pairs, max(lengths), size) for size in batch_sizes}
+        turns = {size: in_blocks(one, warm_up, len(one)) for size, one in calls.items()}
+        seconds = time_rotation(turns, repeats, progress=progress)
+        tokenization = {size: 1e3 * statistics.median(passes) / len(pairs) for size, passes in seconds.items()}
     padding = "no padding: rows of equal length" if tokenizer is None else "each padded to its longest row"
     return RuntimeBenchmark(
         figures=tuple(figures),
@@ -270,39 +264,19 @@ def _as_pair(text: Any) -> tuple[str, str | None]:
     raise ValueError(f"`texts` must be strings or pairs of strings, got {text!r:.80}.")
 
 
-def _time_tokenizer(
-    tokenizer: PreTrainedTokenizerBase,
-    texts: list[tuple[str, str | None]],
-    max_length: int,
-    batch_sizes: Sequence[int],
-    repeats: int,
-    warm_up: int,
-) -> dict[int, float]:
-    """Median milliseconds per row of a pass over all texts, by batch size; the batch sizes take turns."""
-
-    def run(size: int, stop: int) -> float:
-        begin = time.perf_counter()
-        for start in range(0, stop, size):
-            first, second = zip(*texts[start : start + size], strict=True)
-            tokenizer(
-                list(first),
-                None if second[0] is None else list(second),
-                padding=True,
-                truncation=True,
-                max_length=max_length,
-                return_tensors="pt",
-            )
-        return 1e3 * (time.perf_counter() - begin) / len(texts)
-
-    sizes = [int(size) for size in batch_sizes]
-    for size in sizes:
-        run(size, min(warm_up * size, len(texts)))
-    passes: dict[int, list[float]] = {size: [] for size in sizes}
-    for _ in range(repeats):
-        for size in sizes:
-            passes[size].append(run(size, len(texts)))
-    return {size: statistics.median(values) for size, values in passes.items()}
+def _tokenizer_calls(tokenizer: Any, pairs: list[tuple[str, str | None]], max_length: int, size: int) -> list[partial]:
+    """From text to padded tensors, batch by batch."""
+    settings = {"padding": True, "truncation": True, "max_length": max_length, "return_tensors": "pt"}
+    calls = []
+    for start in range(0, len(pairs), size):
+        first, second = map(list, zip(*pairs[start : start + size], strict=True))
+        calls.append(partial(tokenizer, first, None if second[0] is None else second, **settings))
+    return calls
 
 
-def _threshold_text(threshold: float | tuple[float, ...]) -> float | str:
-    return threshold_text(threshold) if isinstance(threshold, tuple) else threshold
+def _threshold_text(figure: RuntimeFigure) -> float | str:
+    threshold = figure.threshold
+    if (figure.exit_score, figure.patience) == ("entropy", 1):
+        return threshold_text(threshold) if isinstance(threshold, tuple) else threshold
+    patience = "" if figure.patience == 1 else f", patience {figure.patience}"
+    return f"{figure.exit_score.replace('_', ' ')} {threshold_text(threshold)}{patience}"

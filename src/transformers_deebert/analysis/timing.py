@@ -4,27 +4,24 @@ import copy
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import transformers
-from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from ..checks import check_count
-from ..models.exit_criteria_deebert import ExitCriterion
-from .collect import as_criterion
-from .decisions import Threshold, check_threshold, normalize_threshold
+from ..checks import check_count, renamed_arguments
+from .decisions import Threshold, as_criterion, check_threshold, exit_settings, normalize_threshold, score_name
+from .rotation import QUIET, efficiency, gap_between, in_blocks, time_rotation
 
 
-Collate = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
-QUIET = 0.03  # how far apart two runs of one model may be
+DataCollator = Callable[[list[dict[str, Any]]], Mapping[str, torch.Tensor]]
 BLOCK = 16  # batches that one contender runs before the next has its turn: short against a machine's moods
 
 
@@ -35,7 +32,7 @@ class RuntimeFigure:
 
     Args:
         threshold (`float` or `tuple[float, ...]`):
-            Of the criterion's score (entropy: in nats).
+            Of the exit criterion's score (entropy: in nats).
         rows (`int`):
             Number of rows in a pass.
         batch_size (`int`):
@@ -66,6 +63,8 @@ class RuntimeFigure:
             the model at full depth), as a fraction of the shorter. Above 0.03 the machine was too busy for a verdict.
         spread (`float`):
             How far the repeats at this threshold lie apart: slowest minus fastest, as a fraction of their median.
+        exit_score (`str`): Name of the exit criterion's score.
+        patience (`int`): Of the exit criterion.
     """
 
     threshold: float | tuple[float, ...]
@@ -83,6 +82,8 @@ class RuntimeFigure:
     efficiency: float | None
     control_gap: float
     spread: float
+    exit_score: str = "entropy"
+    patience: int = 1
 
     @property
     def machine_was_quiet(self) -> bool:
@@ -94,6 +95,7 @@ class RuntimeFigure:
         return asdict(self)
 
 
+@renamed_arguments(collate="data_collator")
 def time_thresholds(
     model: PreTrainedModel,
     rows: Sequence[Mapping[str, Any]],
@@ -101,9 +103,9 @@ def time_thresholds(
     batch_size: int = 1,
     repeats: int = 5,
     stock_model: PreTrainedModel | None = None,
-    collate: Collate | None = None,
+    data_collator: DataCollator | None = None,
     warm_up: int = 8,
-    progress: bool = False,
+    progress: bool = True,
     criterion: Any = "entropy",
 ) -> list[RuntimeFigure]:
     """
@@ -128,47 +130,51 @@ def time_thresholds(
         stock_model (`PreTrainedModel`, *optional*):
             The stock class with the same weights, on the same device. With it, the stock speed-up and the efficiency
             are reported, and it is the control.
-        collate (`Callable`, *optional*):
+        data_collator (`Callable`, *optional*):
             Makes a batch of tensors from a list of rows, such as `DataCollatorWithPadding(tokenizer)`; needed when the
             rows of a batch differ in length.
         warm_up (`int`, *optional*, defaults to 8):
             Batches that each contender runs before the clock starts.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar after ten seconds.
         criterion (`str`, `Callable`, [`ExitCriterion`] or `dict`, *optional*, defaults to `"entropy"`):
-            The score and the patience that the thresholds go with; a threshold of its own is ignored.
+            The score and the patience; a threshold in it is ignored.
 
     Returns:
         `list[RuntimeFigure]`: one a threshold, in the order given.
 
     Raises:
         `ValueError`: if `rows` or `thresholds` is empty, a threshold is malformed, `batch_size` or `repeats` is below
-            1, or rows of different lengths meet in a batch and there is no `collate`.
+            1, or rows of different lengths meet in a batch and there is no `data_collator`.
     """
+    criterion = as_criterion(criterion)
     plain = plain_thresholds(thresholds, len(model.config.exit_layers) - 1)
-    keywords = [_keywords(threshold, as_criterion(criterion)) for threshold in [0.0, *plain]]
+    # A configuration that asks for the logits of all off-ramps would have all layers run.
+    settings = [
+        exit_settings(threshold, criterion.score, criterion.patience) | {"output_off_ramp_logits": False}
+        for threshold in [0.0, *plain]
+    ]
     contenders: list[tuple[PreTrainedModel, Sequence[Mapping[str, Any]], dict[str, Any]]]
-    contenders = [(model, rows, settings) for settings in keywords]
+    contenders = [(model, rows, keywords) for keywords in settings]
     if stock_model is None:
-        contenders.append((model, rows, keywords[0]))
+        contenders.append(contenders[0])
     else:
         contenders += [(stock_model, rows, {})] * 2 + [(without_layers(stock_model), rows, {})]
-    seconds = time_models(contenders, batch_size, repeats, collate, warm_up, progress)
+    seconds = time_models(contenders, batch_size, repeats, data_collator, warm_up, progress)
 
-    medians = [statistics.median(values) for values in seconds]
-    full = medians[0]
+    full, *medians = [statistics.median(values) for values in seconds]
     controls = (full, medians[-1]) if stock_model is None else (medians[-3], medians[-2])
     stock = None if stock_model is None else statistics.mean(controls)
+    batches = _batches(rows, batch_size, data_collator, model.device)
     figures = []
-    for index, threshold in enumerate(plain, start=1):
-        here = medians[index]
-        ratio = _layer_cost_ratio(model, rows, keywords[index], batch_size, collate)
+    for threshold, keywords, passes, here in zip(plain, settings[1:], seconds[1:], medians, strict=False):
+        ratio = _layer_cost_ratio(model, batches, keywords)
         figures.append(
             RuntimeFigure(
                 threshold=threshold,
                 rows=len(rows),
                 batch_size=batch_size,
-                seconds=seconds[index],
+                seconds=passes,
                 seconds_median=here,
                 full_seconds=full,
                 speed_up=full / here,
@@ -177,21 +183,24 @@ def time_thresholds(
                 layer_saving=1 - ratio,
                 stock_seconds=stock,
                 stock_speed_up=None if stock is None else stock / here,
-                efficiency=None if stock is None else (medians[-1] + ratio * (stock - medians[-1])) / here,
-                control_gap=max(controls) / min(controls) - 1,
-                spread=(max(seconds[index]) - min(seconds[index])) / here,
+                efficiency=None if stock is None else efficiency(here, stock, medians[-1], ratio),
+                control_gap=gap_between(*controls),
+                spread=(max(passes) - min(passes)) / here,
+                exit_score=score_name(criterion.score),
+                patience=criterion.patience,
             )
         )
     return figures
 
 
+@renamed_arguments(collate="data_collator")
 def time_models(
     contenders: Sequence[tuple[PreTrainedModel, Sequence[Mapping[str, Any]], Mapping[str, Any]]],
     batch_size: int = 1,
     repeats: int = 5,
-    collate: Collate | None = None,
+    data_collator: DataCollator | None = None,
     warm_up: int = 8,
-    progress: bool = False,
+    progress: bool = True,
 ) -> list[tuple[float, ...]]:
     """
     Time any models in one rotation, each on its own encoding of the same texts.
@@ -206,34 +215,33 @@ def time_models(
             Rows a batch.
         repeats (`int`, *optional*, defaults to 5):
             Timed passes over all rows.
-        collate (`Callable`, *optional*):
+        data_collator (`Callable`, *optional*):
             Makes a batch of tensors from a list of rows.
         warm_up (`int`, *optional*, defaults to 8):
             Batches that each contender runs before the clock starts.
-        progress (`bool`, *optional*, defaults to `False`):
-            Whether to show a progress bar.
+        progress (`bool`, *optional*, defaults to `True`):
+            Whether to show a progress bar after ten seconds.
 
     Returns:
         `list[tuple[float, ...]]`: seconds of each repeated pass, one tuple a contender.
 
     Raises:
         `ValueError`: if rows are empty, `batch_size` or `repeats` is below 1, `warm_up` below 0, or rows of different
-            lengths meet in a batch and there is no `collate`.
+            lengths meet in a batch and there is no `data_collator`.
     """
     check_count("batch_size", batch_size)
     check_count("repeats", repeats)
     check_count("warm_up", warm_up, least=0)
-    turns = [
-        Turn(model, _batches(rows, batch_size, collate or _stack, model.device), dict(keywords))
+    calls = [
+        [partial(model, **batch, **keywords) for batch in _batches(rows, batch_size, data_collator, model.device)]
         for model, rows, keywords in contenders
     ]
-    with evaluating(turn.model for turn in turns):
-        for turn in turns:
-            turn.run(0, warm_up)
-        blocks = range(0, len(turns[0].batches), BLOCK)
-        with tqdm(total=repeats * len(blocks), desc="Timing", disable=not progress) as bar:
-            passes = [_one_pass(turns, repeat, blocks, bar) for repeat in range(repeats)]
-    return list(zip(*passes, strict=True))
+    blocks = -(-len(calls[0]) // BLOCK)
+    models = {model for model, _, _ in contenders}
+    turns = {place: in_blocks(one, warm_up, BLOCK) for place, one in enumerate(calls)}
+    with evaluating(models):
+        taken = time_rotation(turns, repeats * blocks, devices={one.device for one in models}, progress=progress)
+    return [tuple(np.reshape(seconds, (repeats, blocks)).sum(1).tolist()) for seconds in taken.values()]
 
 
 def describe_machine(device: torch.device | str = "cpu") -> dict[str, str | int]:
@@ -285,81 +293,32 @@ def evaluating(models: Iterable[PreTrainedModel]) -> Iterator[None]:
             model.train(mode)
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What one contender runs when it is its turn."""
-
-    model: PreTrainedModel
-    batches: list[dict[str, torch.Tensor]]
-    keywords: dict[str, Any]
-
-    def run(self, start: int, stop: int) -> float:
-        """Seconds for batches `start` to `stop`."""
-        self._synchronize()
-        begin = time.perf_counter()
-        for batch in self.batches[start:stop]:
-            self.model(**batch, **self.keywords)
-        self._synchronize()
-        return time.perf_counter() - begin
-
-    def _synchronize(self) -> None:
-        if self.model.device.type != "cpu":
-            torch.accelerator.synchronize(self.model.device)
-
-
-def _one_pass(turns: list[Turn], repeat: int, blocks: range, bar: Any) -> list[float]:
-    """Seconds of each contender over all its batches, block by block in turn."""
-    seconds = [0.0] * len(turns)
-    for block, start in enumerate(blocks):
-        for place in range(len(turns)):
-            index = (place + block + repeat) % len(turns)
-            seconds[index] += turns[index].run(start, start + BLOCK)
-        bar.update()
-    return seconds
-
-
 def _layer_cost_ratio(
-    model: PreTrainedModel,
-    rows: Sequence[Mapping[str, Any]],
-    keywords: Mapping[str, Any],
-    batch_size: int,
-    collate: Collate | None,
+    model: PreTrainedModel, batches: Iterable[dict[str, torch.Tensor]], keywords: dict[str, Any]
 ) -> float:
     with evaluating([model]):
-        batches = _batches(rows, batch_size, collate or _stack, model.device)
         exits = torch.cat([model(**batch, **keywords).exit_layers.cpu() for batch in batches])  # (rows,)
     return exits.double().mean().item() / model.config.num_hidden_layers
 
 
 def _batches(
-    rows: Sequence[Mapping[str, Any]],
-    batch_size: int,
-    collate: Collate,
-    device: torch.device,
+    rows: Sequence[Mapping[str, Any]], batch_size: int, data_collator: DataCollator | None, device: torch.device
 ) -> list[dict[str, torch.Tensor]]:
     if len(rows) == 0:
         raise ValueError(f"`rows` must not be empty, got {rows!r}. Pass at least one.")
     inputs = [{key: value for key, value in row.items() if key not in ("label", "labels")} for row in rows]
     groups = [inputs[start : start + batch_size] for start in range(0, len(inputs), batch_size)]
-    return [{key: value.to(device) for key, value in collate(group).items()} for group in groups]
+    return [{key: value.to(device) for key, value in (data_collator or _stack)(group).items()} for group in groups]
 
 
 def _stack(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
     lengths = {len(value) for row in rows for value in row.values()}
     if len(lengths) > 1:
         raise ValueError(
-            f"`rows` of lengths {sorted(lengths)} meet in one batch. Pass collate=DataCollatorWithPadding(tokenizer), "
-            "or batch_size=1."
+            f"`rows` of lengths {sorted(lengths)} meet in one batch. Pass "
+            "data_collator=DataCollatorWithPadding(tokenizer), or batch_size=1."
         )
     return {key: torch.stack([torch.as_tensor(row[key]) for row in rows]) for key in rows[0]}
-
-
-def _keywords(threshold: Any, criterion: ExitCriterion) -> dict[str, Any]:
-    # A configuration that asks for the logits of all off-ramps would have all layers run.
-    threshold = list(threshold) if isinstance(threshold, tuple) else threshold
-    if (criterion.score, criterion.patience) == ("entropy", 1):
-        return {"early_exit_entropy": threshold, "output_off_ramp_logits": False}
-    return {"exit_criterion": replace(criterion, threshold=threshold), "output_off_ramp_logits": False}
 
 
 def without_layers(stock_model: PreTrainedModel) -> PreTrainedModel:
