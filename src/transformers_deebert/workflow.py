@@ -16,7 +16,8 @@ import torch
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PrinterCallback, set_seed
 
 from .analysis.choice import ThresholdChoice
-from .analysis.collect import as_criterion, collect_exits
+from .analysis.collect import collect_exits
+from .analysis.decisions import as_criterion
 from .analysis.exit_table import ExitTable
 from .analysis.layer_thresholds import check_independent
 from .analysis.report import check_report_packages, make_report

@@ -369,10 +369,6 @@ class ExitTable:
         )
 
 
-def score_name(score: str | Score) -> str:
-    return score if isinstance(score, str) else getattr(score, "__name__", repr(score))
-
-
 def has_independent_scores(score: str | Score, patience: int) -> bool:
     """Whether a score with this patience decides about each exit by that exit alone."""
     built_in = SCORES.get(score) if isinstance(score, str) else None

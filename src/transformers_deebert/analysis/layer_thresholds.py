@@ -3,9 +3,9 @@
 import numpy as np
 
 from ..models.exit_scores_deebert import Score
-from .decisions import first_exits
+from .decisions import first_exits, score_name
 from .exit_curve import ROUNDING
-from .exit_table import ExitTable, has_independent_scores, score_name
+from .exit_table import ExitTable, has_independent_scores
 
 
 # What a full pass saved is worth, in corrected answers: from next to nothing to three of them.

@@ -12,7 +12,7 @@ from transformers import DataCollatorWithPadding, PreTrainedModel, PreTrainedTok
 
 from ..checks import check_count
 from ..models.exit_criteria_deebert import check_fits_problem
-from .decisions import Threshold, as_criterion
+from .decisions import Threshold, as_criterion, score_name
 from .rotation import in_blocks, time_rotation
 from .stock import check_off_ramps, stock_model, token_limit
 from .tables import THRESHOLD, threshold_text
