@@ -52,7 +52,8 @@ class JointTrainer(MultiExitTrainer):
         own = self.exit_loss(head, labels, num_items_in_batch)
         strategy = self.args.joint_strategy
         if strategy == "alternating" and self.model.training and self.state.global_step % 2 == 0:
-            return own
+            # Several processes wait for a gradient of every parameter that the outputs depend on.
+            return own + 0 * torch.stack([logits.sum() for logits in off_ramps]).sum()
         losses = [self.exit_loss(logits, labels, num_items_in_batch) for logits in off_ramps]
         if strategy == "alternating":
             return torch.stack([*losses, own]).sum()
@@ -88,7 +89,7 @@ class JointTrainer(MultiExitTrainer):
         super().begin_training()
         # Here, because `model_init` has made another model since and a trial other arguments.
         self.early_exit_model.base_model.layer_dropout = self.args.layer_dropout
-        if self.args.joint_strategy == "alternating" or self.args.layer_dropout:
+        if self.args.layer_dropout:
             self.args.ddp_find_unused_parameters = True  # not every step uses every parameter
 
     def train(self, *args, **kwargs):

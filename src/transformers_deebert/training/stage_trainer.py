@@ -191,7 +191,12 @@ class StageTrainer(Trainer):
         # Trainer casts the model for `bf16_full_eval`, and does not cast it back.
         rounds = (self.args.bf16_full_eval or self.args.fp16_full_eval) and not self.is_in_train
         with kept_weights(self.model) if rounds else contextlib.nullcontext():
-            return super().evaluation_loop(*args, **kwargs)
+            output = super().evaluation_loop(*args, **kwargs)
+        if self.args.world_size > 1 and not self.is_in_train:
+            # accelerate would take a model that it prepared for an evaluation as prepared for training as well, and
+            # several processes would train without exchanging their gradients.
+            vars(self.model).pop("_is_accelerate_prepared", None)
+        return output
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = {**inputs, "early_exit_entropy": 0.0}
