@@ -15,9 +15,9 @@ from functools import partial
 
 import torch
 from full_depth import make_batch, make_models
-from rotation import ratio, time_rotation
 
 from transformers_deebert import ExitCriterion
+from transformers_deebert.analysis.rotation import median_ratio, time_rotation
 from transformers_deebert.analysis.timing import describe_machine
 from transformers_deebert.models import exit_answers_deebert
 
@@ -48,12 +48,12 @@ def main():
         for share in args.leave:
             criterion = ExitCriterion(random_score, share)
             functions = {f"{idle:.3f}": partial(run, model, batch, criterion, idle) for idle in args.idle}
-            seconds = time_rotation(functions, args.repeats)
+            seconds = time_rotation(functions, args.repeats, warm_up=3)
             first = next(iter(functions))
             base = statistics.median(seconds[first]) * 1e3
             print(
                 f"batch {rows:3}, {share:.0%} leave at each off-ramp, {base:.0f} ms: "
-                + ", ".join(f"{name} {ratio(seconds, name, first):.3f}x" for name in functions),
+                + ", ".join(f"{name} {median_ratio(seconds[name], seconds[first]):.3f}x" for name in functions),
                 flush=True,
             )
 

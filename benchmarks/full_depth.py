@@ -1,11 +1,11 @@
 """
-What early exit costs where nobody exits: the model against the stock class with the same weights, in one rotation.
+What early exit costs where no row exits: the model against the stock class with the same weights, in one rotation.
 
     python benchmarks/full_depth.py [--model FOLDER] [--batch_sizes 1 8 32] [--compile]
         [--pooling cls mean] [--head pooler linear]
 
 Random weights of MiniLM-L6's shape unless `--model` names a BERT checkpoint; rows of 5 to 45 tokens, 25 on average.
-`S = 0` skips the off-ramps; `all off-ramps` consults every one of them at S = 1e-12 and finds nobody sure enough.
+`S = 0` skips the off-ramps; `all off-ramps` evaluates every one of them at S = 1e-12, below any entropy.
 `--compile` compares the compiled models at full depth, and counts graph breaks there and with exits.
 """
 
@@ -15,9 +15,9 @@ import statistics
 from functools import partial
 
 import torch
-from rotation import ratio, time_rotation
 
 from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification, stock_model
+from transformers_deebert.analysis.rotation import median_ratio, time_rotation
 from transformers_deebert.analysis.timing import describe_machine
 
 
@@ -81,8 +81,10 @@ def main():
             }
             if not args.compile:
                 functions["all off-ramps"] = partial(model, **batch, early_exit_entropy=1e-12)
-            seconds = time_rotation(functions, args.repeats)
-            figures = [f"{name} {ratio(seconds, name, 'stock'):.3f}x" for name in functions if name != "stock"]
+            seconds = time_rotation(functions, args.repeats, warm_up=3)
+            figures = [
+                f"{name} {median_ratio(seconds[name], seconds['stock']):.3f}x" for name in functions if name != "stock"
+            ]
             base = statistics.median(seconds["stock"]) * 1e3
             if args.compile:
                 figures += [

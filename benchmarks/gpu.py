@@ -17,7 +17,6 @@ from functools import partial
 
 import torch
 from full_depth import make_batch
-from rotation import time_rotation
 
 from transformers_deebert import (
     DeeBertConfig,
@@ -27,6 +26,7 @@ from transformers_deebert import (
     stock_model,
 )
 from transformers_deebert.analysis import entropy
+from transformers_deebert.analysis.rotation import time_rotation
 from transformers_deebert.analysis.timing import describe_machine, without_layers
 
 

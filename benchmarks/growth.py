@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from json_lines import read_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer
 
 from transformers_deebert import DeeBertConfig, DeeBertForSequenceClassification, EarlyExitPredictor
@@ -55,8 +56,7 @@ def write_model(folder):
 def texts(file, rows):
     """So many texts, one after another."""
     if file:
-        with open(file, encoding="utf-8") as lines:
-            known = [json.loads(line)["text"] for line in lines]
+        known = [row["text"] for row in read_lines(file)]
         yield from itertools.islice(itertools.cycle(known), rows)
         return
     draw = random.Random(0)

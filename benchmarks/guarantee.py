@@ -11,10 +11,10 @@ other rows. The file has one JSON object a line with `sentence1` and `sentence2`
 """
 
 import argparse
-import json
 
 import numpy as np
 import transformers
+from json_lines import read_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from transformers_deebert import collect_exits
@@ -24,10 +24,8 @@ from transformers_deebert.analysis.timing import describe_machine
 
 
 def read(path, tokenizer):
-    with open(path, encoding="utf-8") as file:
-        items = [json.loads(line) for line in file]
     rows = []
-    for item in items:
+    for item in read_lines(path):
         texts = [item["text"]] if "text" in item else [item["sentence1"], item["sentence2"]]
         rows.append({**tokenizer(*texts, truncation=True, max_length=128), "labels": item["label"]})
     return rows

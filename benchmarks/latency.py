@@ -12,18 +12,19 @@ one JSON object a line with `text`.
 
 import argparse
 import gc
-import json
 import statistics
 
 import numpy as np
 import torch
 import transformers
 from full_depth import make_batch, make_models
-from rotation import time_rotation
+from json_lines import read_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from transformers_deebert import stock_model
 from transformers_deebert.analysis import describe_machine
+from transformers_deebert.analysis.rotation import time_rotation
+from transformers_deebert.analysis.tables import threshold_text
 
 
 STOCK, CONTROL, FULL = "stock", "stock again", "ours, S = 0"
@@ -31,8 +32,7 @@ FIGURES = ("mean", "p50", "p95", "p99")
 
 
 def read(file, tokenizer, rows):
-    with open(file, encoding="utf-8") as lines:
-        texts = [json.loads(line)["text"] for line in lines][:rows]
+    texts = [row["text"] for row in read_lines(file)[:rows]]
     return [dict(tokenizer(text, truncation=True, max_length=128, return_tensors="pt")) for text in texts]
 
 
@@ -88,7 +88,7 @@ def main():
         model, stock = make_models(None, "mean")
         rows = random_rows(args.rows, model.config.vocab_size)
         threshold = halving_thresholds(model, rows) if args.threshold is None else args.threshold
-    early = f"ours, S = {threshold:g}" if isinstance(threshold, float) else "ours, S by layer"
+    early = f"ours, S = {threshold_text(threshold)}" if isinstance(threshold, float) else "ours, S by layer"
 
     layers = [int(model(**row, early_exit_entropy=threshold).exit_layers) for row in rows]
     gc.freeze()  # each rotation begins with a collection, which need not look at the libraries
@@ -100,12 +100,11 @@ def main():
             CONTROL: lambda row=row: stock(**row),
             early: lambda row=row: model(**row, early_exit_entropy=threshold),
         }
-        # Everybody is first, second, … equally often: who comes behind an early exit finds other caches.
+        # Each is first, second, … equally often: what comes behind an early exit finds other caches.
         names = list(contenders)
         names = names[number % 4 :] + names[: number % 4]
-        seconds = time_rotation(
-            {name: contenders[name] for name in names}, args.repeats, warmup=20 if number == 0 else 1
-        )
+        turns = {name: contenders[name] for name in names}
+        seconds = time_rotation(turns, args.repeats, warm_up=1 if number else 20, progress=False)
         for name, calls in seconds.items():
             milliseconds[name].append([1e3 * call for call in calls])
 

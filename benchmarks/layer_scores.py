@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, set_seed
 
 from transformers_deebert import BackboneTrainer, ExitTable, OffRampTrainer, from_backbone, sweep_thresholds
 from transformers_deebert.analysis import layer_scores
+from transformers_deebert.analysis.tables import threshold_text
 from transformers_deebert.analysis.timing import describe_machine
 
 
@@ -74,7 +75,7 @@ def main():
         print(f"{pooling:9} layers 1-{len(layers)}:", *(f"{100 * score:.1f}" for score in layers), flush=True)
         for point in sweep_thresholds(table, args.thresholds):
             print(
-                f"{pooling:9} S = {point.threshold:g}: {100 * point.scores['accuracy']:.1f} % at "
+                f"{pooling:9} S = {threshold_text(point.threshold)}: {100 * point.scores['accuracy']:.1f} % at "
                 f"{100 * point.layer_saving:.1f} % saved",
                 flush=True,
             )

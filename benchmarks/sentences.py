@@ -1,15 +1,13 @@
 """Labelled sentences and training arguments for the benchmarks that train."""
 
-import json
-
 import torch
+from json_lines import read_lines
 
 from transformers_deebert import DeeBertTrainingArguments
 
 
 def read(path, tokenizer, rows=None):
-    with open(path, encoding="utf-8") as file:
-        items = [json.loads(line) for line in file]
+    items = read_lines(path)
     if rows is not None:
         order = torch.randperm(len(items), generator=torch.Generator().manual_seed(0))[:rows]
         items = [items[index] for index in order]

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import transformers
 from datasets import Dataset, concatenate_datasets, disable_progress_bars
+from json_lines import read_lines
 from torch.nn import functional
 from transformers import (
     AutoModelForSequenceClassification,
@@ -79,8 +80,7 @@ class Cells:
     def __init__(self, path: Path):
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self.keys = {tuple(json.loads(line)["cell"]) for line in lines}
+        self.keys = {tuple(cell["cell"]) for cell in read_lines(path)} if path.is_file() else set()
 
     def missing(self, *cell) -> bool:
         return cell not in self.keys
@@ -150,10 +150,7 @@ def read_rows(name: str, folder: Path) -> tuple[Dataset, Dataset]:
         return Dataset.from_list(splits["train"]), concatenate_datasets(
             [Dataset.from_list(splits[part]) for part in ("validation", "test")]
         )
-    train, unseen = (
-        Dataset.from_list([json.loads(line) for line in part.read_text(encoding="utf-8").splitlines()])
-        for part in parts
-    )
+    train, unseen = (Dataset.from_list(read_lines(part)) for part in parts)
     return train, unseen
 
 
@@ -323,8 +320,7 @@ def report(paths: Sequence[Path]) -> None:
     """Prints the tables of all cells in some files."""
     cells: dict[str, dict[tuple, dict[int, dict]]] = defaultdict(lambda: defaultdict(dict))
     for path in paths:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            numbers = json.loads(line)
+        for numbers in read_lines(path):
             task, seed, *rest = numbers["cell"]
             cells[task][tuple(rest)][seed] = numbers
     for task, of_task in cells.items():

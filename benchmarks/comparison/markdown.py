@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from transformers_deebert.analysis.tables import format_table
+from transformers_deebert.analysis.tables import THRESHOLD, format_table
 
 from .contender import NO_LAYERS, ONNX, PYTORCH, STOCK
 
@@ -11,7 +11,7 @@ from .contender import NO_LAYERS, ONNX, PYTORCH, STOCK
 COLUMNS = {
     "name": ("contender", ""),
     "runtime": ("runtime", ""),
-    "threshold": ("S", ".3g"),
+    "threshold": ("S", THRESHOLD),
     "saving": ("layers saved", ".1%"),
     "accuracy": ("accuracy", ".1%"),
     "ms_per_row": ("ms a row", ".3f"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from json_lines import read_lines
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding
 
 from transformers_deebert import ExitTable, collect_exits, pick_threshold, stock_model
@@ -27,7 +28,7 @@ from .results import compare
 
 
 SAVINGS = (0.25, 0.5, 0.65)
-ALL_OFF_RAMPS = 1e-12  # nats: every off-ramp is asked, and nobody is so sure
+ALL_OFF_RAMPS = 1e-12  # nats, below any entropy: every off-ramp is evaluated
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,7 @@ def load_subject(folder: str, file: str | None, quickstart: Path) -> Subject:
     if file is None:
         choosing, reading, max_length = quickstart_rows(Path(folder), quickstart)
     else:
-        with open(file, encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in lines]
+        rows = read_lines(file)
         random.Random(0).shuffle(rows)
         choosing, reading = rows[: len(rows) // 2], rows[len(rows) // 2 :]
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from transformers_deebert.analysis.rotation import median_ratio, time_rotation
 from transformers_deebert.analysis.tables import to_plain
 from transformers_deebert.analysis.timing import QUIET
 
 from .contender import CONTROL, NO_LAYERS, PYTORCH, STOCK, Contender
-from .rounds import run_once, run_rounds
+
+
+LEAST_ROUNDS = 3
 
 
 def compare(
@@ -33,7 +36,7 @@ def compare(
         `dict`: what belongs into a group, under the names of the JSON file.
     """
     functions = {contender.key: contender.run for contender in contenders}
-    outputs = run_once(functions)
+    outputs = {key: run() for key, run in functions.items()}  # compilers and caches warm up
     shares, differ = {}, {}
     for contender in contenders:
         shares[contender.key] = 1.0
@@ -43,8 +46,8 @@ def compare(
             if exits is not None and contender.key in exits:
                 differ[contender.key] = int((found.numpy() != np.asarray(exits[contender.key])).sum())
     del outputs
-    taken = run_rounds(functions, seconds)
-    gap = statistics.median(a / b for a, b in zip(taken[PYTORCH, CONTROL], taken[PYTORCH, STOCK], strict=True))
+    taken = time_rotation(functions, LEAST_ROUNDS, warm_up=0, seconds=seconds, progress=False)
+    gap = median_ratio(taken[PYTORCH, CONTROL], taken[PYTORCH, STOCK])
     gap = max(gap, 1 / gap) - 1
     return {
         "rows": rows,
@@ -79,15 +82,11 @@ def line(contender: Contender, taken: dict[Any, list[float]], share: float, rows
         "accuracy": contender.accuracy,
         "ms_per_row": 1e3 * median / rows,
         "spread": (high - low) / median,
-        "faster_than_stock": faster(taken[PYTORCH, STOCK], own),
-        "faster_than_same_runtime": faster(taken[base], own) if base in taken else None,
+        "faster_than_stock": median_ratio(taken[PYTORCH, STOCK], own),
+        "faster_than_same_runtime": median_ratio(taken[base], own) if base in taken else None,
         "efficiency": efficiency,
         "seconds": own,
     }
-
-
-def faster(base: list[float], own: list[float]) -> float:
-    return statistics.median(a / b for a, b in zip(base, own, strict=True))
 
 
 def write(path: Path, results: dict[str, Any]) -> None:
