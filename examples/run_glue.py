@@ -175,13 +175,19 @@ def report(experiment: ExperimentArguments, training: DeeBertTrainingArguments, 
         glue_report.print_tables(task, name, sets[name])
         glue_report.draw(folder / f"trade_off_{name}.png", task, name, curves, chosen, sets[name])
     glue_report.write_tables(folder, sets)
-    told = ("num_train_epochs", "learning_rate", "per_device_train_batch_size", "gradient_accumulation_steps", "bf16")
-    told += ("distillation_weight", "distillation_temperature", "project_conflicts", "layer_dropout")
+    reported = (
+        "num_train_epochs",
+        "learning_rate",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "bf16",
+    )
+    reported += ("distillation_weight", "distillation_temperature", "project_conflicts", "layer_dropout")
     analysis.write_json(
         folder / "results.json",
         {
             "experiment": asdict(experiment),
-            "training": {name: getattr(training, name) for name in (*told, "off_ramp_mode", "world_size")},
+            "training": {name: getattr(training, name) for name in (*reported, "off_ramp_mode", "world_size")},
             "train_rows": runs.train_rows,
             "scores_from": scores_from,
             "machine": analysis.describe_machine(runs.model.device),

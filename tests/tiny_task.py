@@ -75,6 +75,9 @@ def make_args(folder, **settings):
 DATA = {"train_dataset": TRAIN, "eval_dataset": VALIDATION, "data_collator": collate}
 
 
+PLAIN_SGD = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0}  # hides nothing
+
+
 class KillAt(TrainerCallback):
     """Ends the process as SIGKILL does, without any clean-up, at a step of the n-th training."""
 

@@ -298,7 +298,7 @@ def check_off_ramps(off_ramps: Any, training: Mapping[str, Any] | None) -> dict[
 
 
 def facts_of(numbers: CardData, labelled: bool) -> dict[str, str]:
-    """What the head of the report says of off-ramps and labels."""
+    """Facts about off-ramps and labels, for the head of the report."""
     kind = (numbers.training or {}).get("off_ramps", {}).get("kind")
     facts = {} if kind is None else {"off-ramps": kind}
     return facts if labelled else facts | {"labels": "the answers at full depth; accuracy is agreement with them"}

@@ -92,7 +92,7 @@ def test_nothing_is_pooled_that_no_exit_reads(kind):
     model, batch = make_model(off_ramp_pooling="mean", **kind), make_batch()
     pooled = []
     vector = model.base_model.pooled_vector
-    model.base_model.pooled_vector = lambda state: pooled.append(state.layer) or vector(state)
+    model.base_model.pooled_vector = lambda state, *args: pooled.append(state.layer) or vector(state, *args)
     model(**batch, early_exit_entropy=0)
     assert not pooled
     model(**batch, early_exit_entropy=[0.0, 1e-9, 0.0])

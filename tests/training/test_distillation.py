@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_task import DATA, TRAIN, collate, make_args, make_tiny
+from tiny_task import DATA, PLAIN_SGD, TRAIN, collate, make_args, make_tiny
 from torch.nn import functional
 
 from transformers_deebert import DeeBertTrainingArguments, OffRampTrainer
@@ -117,11 +117,9 @@ def test_gradient_accumulation(tmp_path, mode, collator):
             collator,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=steps,
-            optim="sgd",
-            learning_rate=0.1,
-            max_grad_norm=0.0,
             off_ramp_mode=mode,
             distillation_weight=1.0 if collator is without_labels else 0.5,
+            **PLAIN_SGD,
         )
         states.append(model.state_dict())
     for name, tensor in states[0].items():

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from conftest import ENCODERS, make_batch, make_model
-from tiny_task import DATA, TRAIN, collate, make_args, make_tiny
+from tiny_task import DATA, PLAIN_SGD, TRAIN, collate, make_args, make_tiny
 from torch.nn import functional
 from transformers import TrainerCallback
 
@@ -96,7 +96,7 @@ def test_gradient_accumulation(tmp_path, strategy):
     """1 x 32 and 4 x 8 under plain SGD without clipping."""
     states = []
     for batch, steps in ((32, 1), (8, 4)):
-        settings = {"optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 0.0, "gradient_accumulation_steps": steps}
+        settings = PLAIN_SGD | {"gradient_accumulation_steps": steps}
         trainer, _ = train(tmp_path, strategy, per_device_train_batch_size=batch, num_train_epochs=2, **settings)
         states.append(trainer.model.state_dict())
     for name, tensor in states[0].items():

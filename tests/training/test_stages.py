@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_task import DATA, TRAIN, VALIDATION, collate, make_args, make_rows, make_tiny
+from tiny_task import DATA, PLAIN_SGD, TRAIN, VALIDATION, collate, make_args, make_rows, make_tiny
 from torch import nn
 from transformers import (
     BertForSequenceClassification,
@@ -132,10 +132,8 @@ def test_gradient_accumulation(tmp_path, trainer_class, mode):
             tmp_path,
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=steps,
-            optim="sgd",
-            learning_rate=0.1,
-            max_grad_norm=0.0,
             off_ramp_mode=mode,
+            **PLAIN_SGD,
         )
         trainer_class(model, args, **DATA).train()
         states.append(model.state_dict())

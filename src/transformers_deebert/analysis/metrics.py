@@ -62,7 +62,7 @@ def make_metrics(compute_metric: ComputeMetric | None, classes: int) -> Metrics:
 def make_metric(
     metric: str, compute_metric: ComputeMetric | None, classes: int
 ) -> Callable[[np.ndarray, np.ndarray], float]:
-    """One of the metrics, by name. One that is not a number (F1 of nothing, say) counts as the worst there is."""
+    """One of the metrics, by name. One that is not a number (such as F1 of no rows) counts as the worst there is."""
     metrics = make_metrics(compute_metric, classes)
 
     def one(predictions: np.ndarray, labels: np.ndarray) -> float:

@@ -69,7 +69,7 @@ def make_report(
             To slice by: one value for each row of the table (of `evaluate_on`, where it is given).
         latency ([`LatencyProfile`], *optional*): For expected times.
         runtime ([`RuntimeBenchmark`], *optional*): Measured times to show.
-        evaluate_on ([`ExitTable`], *optional*): Other rows to read on; all of `table` is then chosen on.
+        evaluate_on ([`ExitTable`], *optional*): Other rows to evaluate on; all of `table` is then selected on.
         choice ([`ThresholdChoice`], *optional*):
             What the page is about, where it has been picked already: on the rows that this would be chosen on, for the
             same target. By default one threshold for all off-ramps.

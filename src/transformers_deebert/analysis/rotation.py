@@ -39,7 +39,7 @@ def time_rotation(
         rounds (`int`): Rounds that are timed; with a budget, the least.
         warm_up (`int`, *optional*, defaults to 1): Calls of each contender before that.
         seconds (`float`, *optional*):
-            Budget, times the number of contenders: more rounds, up to 100, are run where the first leaves time.
+            Budget, times the number of contenders: after the first round as many, up to 100, as it allows.
         shuffle (`bool`, *optional*, defaults to `False`):
             Whether the order is drawn anew in each round, so that no contender always follows the same one.
         devices (*optional*): Accelerators that a call waits for before the clock stops.

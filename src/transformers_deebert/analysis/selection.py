@@ -86,7 +86,7 @@ def pick_threshold(
         seed (`int`, *optional*, defaults to 0): Of the split and of the bootstrap.
 
     Returns:
-        [`ThresholdChoice`]: `met` says whether the target can be met.
+        [`ThresholdChoice`]: its `met` is whether the target can be met.
 
     Raises:
         ValueError: for none or several of the targets, values out of range, a confidence without a bound, with

@@ -57,7 +57,7 @@ def parse(words: Iterable[str]) -> Command | None:
     except UsageError as error:
         sys.stderr.write(usage_text(error))
         raise SystemExit(ERROR) from error
-    except SystemExit:  # Typer's answer to a pipe that nobody reads
+    except SystemExit:  # what Typer makes of a closed pipe
         raise BrokenPipeError from None
     return parsed if isinstance(parsed, Command) else None
 
@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None, prepare: Callable[[], None] | None 
 
     Returns:
         `int`: 0, fine; 1, a target cannot be met; 2, an error, reported in one line on stderr; 130, interrupted; 141,
-        nobody reads stdout any more.
+        stdout is a closed pipe.
 
     Raises:
         SystemExit: with code 2 for a usage error.
@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None, prepare: Callable[[], None] | None 
                 prepare()
             return command.run()
         finally:
-            sys.stdout.flush()  # here, where it can still be caught that nobody reads
+            sys.stdout.flush()  # here, where a closed pipe can still be caught
     except BrokenPipeError:
         # Python flushes stdout once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

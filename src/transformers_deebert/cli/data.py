@@ -55,7 +55,7 @@ def load_rows(
     if max_rows is not None and max_rows < 1:
         raise ValueError(f"`max_rows` must be 1 or more, got {max_rows}.")
     path = Path(source)
-    if not sys.stderr.isatty():  # nobody sees bars move
+    if not sys.stderr.isatty():  # no terminal that could show bars
         import datasets
 
         datasets.disable_progress_bars()

@@ -44,14 +44,14 @@ def read_exits(
             raise ValueError(f"No column {name!r} for `--slice-by`: there are {listed(inputs.rows.column_names)}.")
     if table is None:
         table = collect(options.batch_size, inputs, folder, source)
-    right = float((table.answers[:, -1] == table.labels).mean())
-    if right < 1 / table.num_labels:
-        note(f"at full depth {right:.1%} are right, fewer than by chance: do the labels of DATA fit the model?")
+    correct = float((table.answers[:, -1] == table.labels).mean())
+    if correct < 1 / table.num_labels:
+        note(f"at full depth {correct:.1%} are correct, fewer than by chance: do the labels of DATA fit the model?")
     return table.with_score(**options.asked), inputs  # what is kept serves every criterion
 
 
 def collect(batch_size: int, inputs: Any, folder: Path | None, source: dict[str, Any]) -> "ExitTable":
-    """The table from one pass, kept in the folder; a pass that is stopped leaves one without checksums there."""
+    """The table from one pass, kept in the folder; one of a pass that was stopped has no checksums."""
     from transformers import DataCollatorWithPadding
 
     from ..analysis.collect import collect_exits
@@ -147,4 +147,4 @@ def configuration_of(folder: Path) -> Any:
         config = json.loads(path.read_text(encoding="utf-8"))
         return {name: value for name, value in config.items() if name not in EXIT_DEFAULTS}
     except (ValueError, AttributeError):
-        return None  # loading it will say what is wrong
+        return None  # loading it will show what is wrong

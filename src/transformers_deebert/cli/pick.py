@@ -80,7 +80,7 @@ class Pick(TargetOptions, TableOptions):
             return 1
         if self.apply:
             apply_threshold(self.checkpoint, choice)
-            note(f"{self.checkpoint} now exits there by default; its card says why.")
+            note(f"{self.checkpoint} now exits there by default; its card shows the evidence.")
         return 0
 
     def check_confidence(self) -> None:

@@ -25,7 +25,7 @@ class Report(TargetOptions, TableOptions):
     Write a page with pictures and tables about a model.
 
     One HTML file: the trade-off, every layer, calibration, other ways to exit, parts of the data. Exit code 1 where
-    the target cannot be met; the page says so.
+    the target cannot be met, which the page shows.
     """
 
     output: Annotated[str, option("page to write (report.html)", None, "FILE", "-o --output")] = "report.html"
@@ -62,7 +62,7 @@ class Report(TargetOptions, TableOptions):
             seed=self.seed,
         )
         select_on, evaluate_on = table.with_temperatures(choice.temperatures).split(self.seed)
-        # Of folders the last two names, as in sst2/validation; whose they are is nobody's business.
+        # Of folders the last two names, as in sst2/validation: those above may name a user.
         model, data = ("/".join(Path(name).with_suffix("").parts[-2:]) for name in (self.checkpoint, self.data))
         report = make_report(
             select_on,

@@ -160,7 +160,7 @@ class EarlyExitBackbone(EarlyExitLoading):
         state.layer += 1
 
     def skips(self, layer: int) -> bool:
-        """Whether a training step leaves a layer out, by chance."""
+        """Whether a training step skips a layer, at random."""
         return float(torch.rand(())) < self.layer_dropout * layer / self.config.num_hidden_layers
 
     def apply_checkpointed(self, index: int, state: LayerState) -> torch.Tensor:
@@ -175,16 +175,20 @@ class EarlyExitBackbone(EarlyExitLoading):
 
         return self._gradient_checkpointing_func(apply, state.hidden)
 
-    def pooled_vector(self, state: LayerState) -> torch.Tensor:
+    def off_ramp_behind(self, layer: int) -> OffRamp:
+        return self.off_ramps[self.exit_layers.index(layer)]
+
+    def pooled_vector(self, state: LayerState, off_ramp: OffRamp | None = None) -> torch.Tensor:
         """`(rows, hidden)`: what the off-ramp behind the last applied layer makes of its states."""
-        off_ramp = self.off_ramps[self.exit_layers.index(state.layer)]
+        off_ramp = self.off_ramp_behind(state.layer) if off_ramp is None else off_ramp
         hidden = state.hidden[:, :1] if off_ramp.pooling == "cls" else state.hidden
         return off_ramp.pool(self.readout(hidden), None if state.padding is False else state.mask)
 
-    def carry_exit(self, state: LayerState) -> torch.Tensor:
+    def carry_exit(self, state: LayerState, off_ramp: OffRamp | None = None) -> torch.Tensor:
         """What the off-ramp behind the last applied layer reads, kept for later ones where they read it as well."""
-        pooled = self.pooled_vector(state)
-        if self.config.off_ramp_context == "own":
+        off_ramp = self.off_ramp_behind(state.layer) if off_ramp is None else off_ramp
+        pooled = self.pooled_vector(state, off_ramp)
+        if off_ramp.context == "own":
             return pooled
         past = state.memory.get(PAST)
         state.memory[PAST] = pooled if past is None else torch.cat([past, pooled], 1)
@@ -194,7 +198,8 @@ class EarlyExitBackbone(EarlyExitLoading):
         """The off-ramp behind the last applied layer; behind the last one the family's pooler, if any, no logits."""
         if state.layer == self.config.num_hidden_layers:
             return ExitCandidate(None, self.pool_last(self.readout(state.hidden)), state.memory, state.layer)
-        vector, logits = self.off_ramps[self.exit_layers.index(state.layer)](self.carry_exit(state))
+        off_ramp = self.off_ramp_behind(state.layer)
+        vector, logits = off_ramp(self.carry_exit(state, off_ramp))
         return ExitCandidate(logits, vector, state.memory, state.layer)
 
     # `capture_outputs` collects attentions through hooks on the layers, as in the stock models.

@@ -65,10 +65,11 @@ class ExitPlan:
     @property
     def carried(self) -> frozenset[int]:
         """Layers whose exit is not evaluated, but read by a later off-ramp that is."""
-        evaluated = self.evaluated - {self.exit_layers[-1]}
-        if not self.past or not evaluated:
+        if not self.past:
             return frozenset()
-        return frozenset(layer for layer in self.exit_layers if layer < max(evaluated)) - evaluated
+        evaluated = self.evaluated - {self.exit_layers[-1]}
+        last = max(evaluated, default=0)
+        return frozenset(layer for layer in self.exit_layers if layer < last) - evaluated
 
     def scale(self, candidate: ExitCandidate) -> ExitCandidate:
         """The candidate with its logits divided by the off-ramp's temperature (Guo et al., 2017)."""

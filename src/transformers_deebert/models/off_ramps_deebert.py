@@ -61,10 +61,10 @@ class OffRamp(nn.Module):
 
     def __init__(self, config, pooler: nn.Module, dropout: float, place: int):
         super().__init__()
-        self.pooling = config.off_ramp_pooling
+        self.pooling, self.context = config.off_ramp_pooling, config.off_ramp_context
         self.attention = AttentionPooling(config.hidden_size) if self.pooling == "attention" else None
         size, head = config.hidden_size, config.off_ramp_head
-        inputs = size * (place + 1) if config.off_ramp_context == "past" else size
+        inputs = size * (place + 1) if self.context == "past" else size
         self.pooler = pooler if head == "pooler" else None
         self.mlp = OffRampPooler(size, nn.functional.gelu, inputs) if head == "mlp" else None
         self.dropout = nn.Dropout(dropout)

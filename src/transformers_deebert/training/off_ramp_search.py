@@ -52,6 +52,9 @@ class PooledRows:
     def select(self, rows: torch.Tensor) -> "PooledRows":
         return PooledRows(self.vectors[rows], self.head[rows], self.labels[rows])
 
+    def to(self, device: torch.device) -> "PooledRows":
+        return PooledRows(self.vectors.to(device), self.head.to(device), self.labels.to(device))
+
     def split(self, share: float, seed: int) -> "tuple[PooledRows, PooledRows]":
         """A random share of the rows behind the others."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
@@ -70,7 +73,7 @@ class FitSettings:
         batch_size (`int`): Rows of a step.
         distillation_weight, distillation_temperature (`float`): As of [`DeeBertTrainingArguments`]. Off-ramps that
             learn from the head's answers alone save more than such that learn from labels (docs/strategies.md).
-        held_out (`float`): Share of the training rows that kinds are compared and epochs chosen on.
+        held_out (`float`): Share of the training rows that kinds are compared and epochs selected on.
         patience (`int`): Epochs without a lower loss of any off-ramp after which fitting ends.
         seed (`int`): Of parameters, order of the rows and split.
     """
@@ -199,6 +202,7 @@ def fit_kind(
     model.base_model.set_off_ramps(**fields)
     off_ramps = model.base_model.off_ramps
     layers = list(model.exit_layers[:-1])
+    rows, held_out = rows.to(model.device), held_out.to(model.device)
     order = torch.Generator().manual_seed(settings.seed)
     optimizer = torch.optim.AdamW(off_ramps.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     steps = settings.epochs * -(-len(rows) // settings.batch_size)
@@ -231,26 +235,26 @@ def fit_kind(
 def exit_losses(model: Any, rows: PooledRows, layers: Sequence[int], settings: FitSettings) -> torch.Tensor:
     """`(off-ramps,)`: mean losses of rows, as of [`OffRampTrainer`]."""
     logits = off_ramp_logits(model, rows, layers)
-    labels, head = rows.labels.to(model.device), rows.head.to(model.device)
     weight, temperature = settings.distillation_weight, settings.distillation_temperature
     losses = []
     for one in logits:
-        loss = (1 - weight) * functional.cross_entropy(one.float(), labels)
+        loss = (1 - weight) * functional.cross_entropy(one.float(), rows.labels)
         if weight > 0:
-            loss = loss + weight * temperature**2 * divergence(one, head, temperature).mean()
+            loss = loss + weight * temperature**2 * divergence(one, rows.head, temperature).mean()
         losses.append(loss)
     return torch.stack(losses)
 
 
 def off_ramp_logits(model: Any, rows: PooledRows, layers: Sequence[int]) -> tuple[torch.Tensor, ...]:
-    return model(off_ramp_inputs=rows.vectors[:, layers].to(model.device)).off_ramp_logits
+    return model(off_ramp_inputs=rows.vectors[:, layers]).off_ramp_logits
 
 
 @torch.no_grad()
 def table_of(model: Any, rows: PooledRows) -> ExitTable:
     """The exits of pooled rows."""
-    logits = [one.float().cpu() for one in off_ramp_logits(model, rows, model.exit_layers[:-1])]
-    table = ExitTable.from_logits(torch.stack([*logits, rows.head], 1).numpy(), rows.labels.numpy())
+    rows = rows.to(model.device)
+    logits = [one.float() for one in off_ramp_logits(model, rows, model.exit_layers[:-1])]
+    table = ExitTable.from_logits(torch.stack([*logits, rows.head], 1).cpu().numpy(), rows.labels.cpu().numpy())
     return replace(table, exit_layers=model.exit_layers)
 
 

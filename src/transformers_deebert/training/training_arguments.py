@@ -104,8 +104,7 @@ class DeeBertTrainingArguments(TrainingArguments):
             )
         if temperature is not None and not 0 < temperature < math.inf:
             raise ValueError(
-                f"`distillation_temperature` must be finite and above 0, got {temperature!r}: 1 leaves predictions as "
-                "they are."
+                f"`distillation_temperature` must be finite and above 0, got {temperature!r}: 1 changes no prediction."
             )
 
     def check_joint(self) -> None:
