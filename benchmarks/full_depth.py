@@ -2,7 +2,7 @@
 What early exit costs where no row exits: the model against the stock class with the same weights, in one rotation.
 
     python benchmarks/full_depth.py [--model FOLDER] [--batch_sizes 1 8 32] [--compile]
-        [--pooling cls mean] [--head pooler linear]
+        [--pooling cls mean] [--head pooler linear] [--context own]
 
 Random weights of MiniLM-L6's shape unless `--model` names a BERT checkpoint; rows of 5 to 45 tokens, 25 on average.
 `S = 0` skips the off-ramps; `all off-ramps` evaluates every one of them at S = 1e-12, below any entropy.
@@ -21,9 +21,9 @@ from transformers_deebert.analysis.rotation import median_ratio, time_rotation
 from transformers_deebert.analysis.timing import describe_machine
 
 
-def make_models(folder, pooling, head="pooler"):
+def make_models(folder, pooling, head="pooler", context="own"):
     """Ours, and the stock class with the same weights."""
-    off_ramps = {"off_ramp_pooling": pooling, "off_ramp_head": head}
+    off_ramps = {"off_ramp_pooling": pooling, "off_ramp_head": head, "off_ramp_context": context}
     if folder:
         model = DeeBertForSequenceClassification.from_pretrained(folder, num_labels=2, **off_ramps)
     else:
@@ -64,12 +64,13 @@ def main():
     parser.add_argument("--batch_sizes", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--pooling", nargs="+", default=["cls", "mean"])
     parser.add_argument("--head", nargs="+", default=["pooler", "linear"])
+    parser.add_argument("--context", choices=["own", "past"], default="own")
     parser.add_argument("--repeats", type=int, default=60)
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     print(describe_machine())
     for pooling, head in itertools.product(args.pooling, args.head):
-        model, stock = make_models(args.model, pooling, head)
+        model, stock = make_models(args.model, pooling, head, args.context)
         if args.compile:
             model, stock = torch.compile(model), torch.compile(stock)
         for rows in args.batch_sizes:

@@ -202,7 +202,7 @@ def main(argv: list[str] | None = None) -> dict:
     passes = f"{arguments.repeats} alternating passes over {len(timed):,} of the test sentences"
     with phases("timing", f"Wall clock at batch size 1, {passes}"):
         thresholds = [point.threshold for point in points[1:]]
-        figures = time_thresholds(model, list(timed), thresholds, repeats=arguments.repeats)
+        figures = time_thresholds(model, list(timed), thresholds, repeats=arguments.repeats, progress=False)
 
     if choice.met:
         apply_threshold(model, choice)  # the checkpoint exits as it was tuned
