@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import gc
 import itertools
 import os
 from collections import defaultdict
@@ -121,6 +122,12 @@ def pytest_configure(config):
 
 
 @pytest.hookimpl(tryfirst=True)
+def pytest_collection_finish():
+    """Each training ends with a full garbage collection: what is imported by now need not be searched each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items):
     """
     What the fast tests leave to the slow ones: of tests with many combinations of parameters all but a pairwise cover,
