@@ -397,7 +397,12 @@ def test_bench_needs_no_labels(command, place, tmp_path, capsys):
     assert len(output.splitlines()[2:4]) == 2  # full depth, and the checkpoint's own threshold
 
 
-CRITERIA = [("least_confidence", 1), ("margin", 1), ("disagreement", 1), ("entropy", 2)]
+CRITERIA = [
+    pytest.param("least_confidence", 1, marks=pytest.mark.slow),
+    pytest.param("margin", 1, marks=pytest.mark.slow),
+    ("disagreement", 1),
+    ("entropy", 2),
+]
 
 
 @pytest.mark.parametrize(("score", "patience"), CRITERIA)

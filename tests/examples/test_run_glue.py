@@ -194,7 +194,15 @@ def test_sst2_from_start_to_finish(run_glue, tiny_models, tmp_path, capsys, capl
     assert submitted[1:] == [f"{index}\t{answer}" for index, answer in enumerate(answers)]
 
 
-@pytest.mark.parametrize("recipe", ["two_stage_distilled", "joint_weighted", "joint_alternating", "joint_distilled"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "two_stage_distilled",
+        "joint_distilled",
+        pytest.param("joint_weighted", marks=pytest.mark.slow),
+        pytest.param("joint_alternating", marks=pytest.mark.slow),
+    ],
+)
 def test_recipes_and_shallower_models(run_glue, tiny_models, tmp_path, recipe):
     out = tmp_path / "out"
     command = [

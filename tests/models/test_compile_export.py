@@ -29,6 +29,7 @@ def test_compiled_exits_give_the_eager_answers(family):
     torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow_but_for("albert", "bert", "deberta-v2", "modernbert")
 def test_export_of_the_full_depth(family):
     model, batch = make_model(family), make_batch(family)
     rows, width = torch.export.Dim("rows", min=2, max=64), torch.export.Dim("width", min=2, max=20)
@@ -41,6 +42,7 @@ def test_export_of_the_full_depth(family):
     assert output.exit_layers.tolist() == [NUM_LAYERS] * 3
 
 
+@pytest.mark.slow_but_for("albert", "bert", "deberta-v2", "modernbert")
 def test_export_of_all_off_ramps_and_the_exits(family):
     """With all layers asked for, exits are data flow: they export as well."""
     model, batch = make_model(family), make_batch(family)
