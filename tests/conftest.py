@@ -121,13 +121,13 @@ def pytest_configure(config):
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish():
     """Each training ends with a full garbage collection: what is imported by now need not be searched each time."""
     gc.collect()
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """
     What the fast tests leave to the slow ones: of tests with many combinations of parameters all but a pairwise cover,
