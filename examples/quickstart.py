@@ -3,9 +3,9 @@
     pip install "transformers-deebert[examples]"
     python examples/quickstart.py --output_dir quickstart-output
 
-Fine-tunes a 6-layer BERT in two stages on movie-review sentences and classifies six sentences with early exit: first
-after a minute of training, then after all of it. Chooses a threshold, shows what it costs and what it saves, and saves
-the checkpoint with its card and a report. `--full` trains for longer and times all test sentences.
+Fine-tunes a 6-layer BERT on movie-review sentences, adds exits to it and classifies six sentences with early exit:
+first after a minute of training, then after all of it. Shows what the threshold costs and saves on unseen sentences;
+the checkpoint, its card and a report are saved. `--full` trains for longer and times all test sentences.
 """
 
 import sys
@@ -32,8 +32,7 @@ from transformers_deebert import (
     DeeBertForSequenceClassification,
     DeeBertTrainingArguments,
     OffRampTrainer,
-    TwoStageTrainer,
-    apply_threshold,
+    add_exits,
     collect_exits,
     make_report,
     pick_threshold,
@@ -41,6 +40,8 @@ from transformers_deebert import (
 )
 from transformers_deebert.analysis import plot_trade_off, sweep_thresholds, time_thresholds, write_json
 from transformers_deebert.analysis.tables import threshold_text
+from transformers_deebert.hub.card_data import CardData
+from transformers_deebert.training.card_numbers import stage_numbers
 
 
 SENTENCES = {
@@ -53,7 +54,8 @@ SENTENCES = {
 }
 FIRST_ROWS = 2000  # that the first answers come from
 FIRST_THRESHOLD = 0.4  # nats, for these
-TIMED_ROWS = 200
+OFF_RAMP_ROWS = 4000  # that off-ramps learn from, unless --full
+TIMED_ROWS = 100  # unless --full
 MAX_LENGTH = 128
 MAX_DROP = 0.01  # of accuracy against full depth, on the sentences that the threshold is chosen on
 SHOWN = (0.0, 0.1, 0.2, 0.4, 0.6)  # thresholds in the table
@@ -67,11 +69,6 @@ class QuickstartArguments:
         default=False, metadata={"help": "Train two epochs on all sentences at once, time all test sentences."}
     )
     epochs: float | None = field(default=None, metadata={"help": "Epochs of stage 1; 1, or 2 with --full."})
-    off_ramp_epochs: float = field(default=10, metadata={"help": "Epochs of stage 2, the off-ramps."})
-    off_ramp_pooling: str = field(
-        default="mean",
-        metadata={"help": "What an off-ramp reads of its layer.", "choices": ["cls", "mean", "attention"]},
-    )
     seed: int = field(default=42, metadata={"help": "Seed of the split and of the training."})
     repeats: int = field(default=3, metadata={"help": "Timed passes over the test sentences."})
     numbers: str | None = field(default=None, metadata={"help": "Where to write the numbers file as well."})
@@ -99,13 +96,10 @@ def encode(rows: list[dict], tokenizer) -> Dataset:
     )
 
 
-def stage_arguments(
-    arguments: QuickstartArguments, folder: str | None = None
-) -> tuple[DeeBertTrainingArguments, DeeBertTrainingArguments]:
-    """Of stage 1, the backbone, and of stage 2, the off-ramps."""
+def train_stage(trainer_class, model, rows: Dataset, tokenizer, arguments: QuickstartArguments, **training):
+    """Runs one stage, and returns its trainer."""
     common = partial(
         DeeBertTrainingArguments,
-        output_dir=folder or arguments.output_dir,
         per_device_train_batch_size=32,
         per_device_eval_batch_size=64,
         warmup_steps=0.1,
@@ -115,19 +109,31 @@ def stage_arguments(
         seed=arguments.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    return (
-        # Batches of sentences of like length: half as much padding, nearly twice as fast.
-        common(num_train_epochs=arguments.epochs, learning_rate=1e-4, train_sampling_strategy="group_by_length"),
-        common(num_train_epochs=arguments.off_ramp_epochs, learning_rate=1e-3),
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_class(
+            model,
+            common(output_dir=folder, **training),
+            train_dataset=rows,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+    return trainer
+
+
+def train_encoder(model, rows: Dataset, tokenizer, arguments: QuickstartArguments):
+    """Stage 1."""
+    # Batches of sentences of like length: half as much padding, nearly twice as fast.
+    training = {"learning_rate": 1e-4, "train_sampling_strategy": "group_by_length"}
+    return train_stage(
+        BackboneTrainer, model, rows, tokenizer, arguments, num_train_epochs=arguments.epochs, **training
     )
 
 
 def first_answers(model, rows: Dataset, tokenizer, arguments: QuickstartArguments) -> list[dict]:
     """Both stages on a few sentences, and what the model then answers."""
-    with tempfile.TemporaryDirectory() as folder:
-        for trainer, args in zip((BackboneTrainer, OffRampTrainer), stage_arguments(arguments, folder), strict=True):
-            common = {"data_collator": DataCollatorWithPadding(tokenizer), "processing_class": tokenizer}
-            trainer(model, args, train_dataset=rows, **common).train()
+    train_encoder(model, rows, tokenizer, arguments)
+    train_stage(OffRampTrainer, model, rows, tokenizer, arguments, num_train_epochs=10, learning_rate=1e-3)
     return classify(model.eval(), tokenizer, early_exit_entropy=FIRST_THRESHOLD)
 
 
@@ -172,30 +178,34 @@ def main(argv: list[str] | None = None) -> dict:
             base_model,
             id2label=dict(enumerate(quickstart_data.LABELS)),
             label2id={name: index for index, name in enumerate(quickstart_data.LABELS)},
-            off_ramp_pooling=arguments.off_ramp_pooling,
-            off_ramp_head="linear",  # as good as "pooler" here, and cheaper: at batch size 1 and 384 wide it counts
+            off_ramp_pooling="mean",
+            off_ramp_head="linear",
         )
         rows = encoded["train"]
         if not arguments.full and len(rows) > FIRST_ROWS:
             print_answers(first_answers(model, rows.select(range(FIRST_ROWS)), tokenizer, arguments), FIRST_THRESHOLD)
             rows = rows.select(range(FIRST_ROWS, len(rows)))
 
-    with phases("training", f"Two-stage fine-tuning on {len(rows):,} sentences: the backbone, then the off-ramps"):
-        trainer = TwoStageTrainer(
+    with phases("training", f"Stage 1 on {len(rows):,} sentences: the encoder and its head"):
+        trainer = train_encoder(model, rows, tokenizer, arguments)
+
+    output = Path(arguments.output_dir)
+    with phases("exits", "Stage 2: several kinds of off-ramps on the frozen encoder, and a threshold"):
+        added = add_exits(
             model,
-            *stage_arguments(arguments),
-            data_collator=DataCollatorWithPadding(tokenizer),
-            train_dataset=rows,
-            processing_class=tokenizer,
+            rows if arguments.full else rows.select(range(min(OFF_RAMP_ROWS, len(rows)))),
+            output,
+            held_out=encoded["validation"],
+            tokenizer=tokenizer,
+            max_metric_drop=MAX_DROP,
+            device=str(model.device),
+            seed=arguments.seed,
         )
-        trainer.train()
+        model = AutoModelForSequenceClassification.from_pretrained(output).to(model.device)
 
     with phases("evaluation", "One pass with all off-ramps over the unseen sentences"):
-        validation, test = (
-            collect_exits(model, encoded[name], DataCollatorWithPadding(tokenizer), progress=False)
-            for name in ("validation", "test")
-        )
-        choice = pick_threshold(validation, max_metric_drop=MAX_DROP, evaluate_on=test)
+        test = collect_exits(model, encoded["test"], DataCollatorWithPadding(tokenizer), progress=False)
+        choice = pick_threshold(added.table, max_metric_drop=MAX_DROP, evaluate_on=test)
         points = sweep_thresholds(test, sorted({*SHOWN, choice.threshold}))
 
     timed = encoded["test"] if arguments.full else encoded["test"].select(range(min(TIMED_ROWS, len(encoded["test"]))))
@@ -204,17 +214,14 @@ def main(argv: list[str] | None = None) -> dict:
         thresholds = [point.threshold for point in points[1:]]
         figures = time_thresholds(model, list(timed), thresholds, repeats=arguments.repeats, progress=False)
 
-    if choice.met:
-        apply_threshold(model, choice)  # the checkpoint exits as it was tuned
-    trainer.save_model()
-    numbers = collect_numbers(trainer, splits, test, points, figures, choice)
-    numbers |= {
+    card = CardData.read(output / "numbers.json")
+    card.training = {"backbone": stage_numbers(trainer)} | card.training
+    numbers = collect_numbers(model, card, splits, test, points, figures, choice) | {
         "seed": arguments.seed,
         "max_length": MAX_LENGTH,
         "example": next(iter(SENTENCES)),
         "seconds": phases.seconds,
     }
-    output = Path(arguments.output_dir)
     if len(rows) < len(splits["train"]):
         numbers["data"]["description"] += (
             f" Both stages ran on {FIRST_ROWS:,} of the training sentences first, then on the others."
@@ -233,13 +240,12 @@ def main(argv: list[str] | None = None) -> dict:
     title = f"Early exit: {numbers['model_name']}"
     facts = {"model": "MiniLM-L6, 6 layers", "data": "movie-review sentences"}
     with phases("report", "The report"):
-        make_report(validation, evaluate_on=test, title=title, facts=facts).save(output / "report.html")
+        make_report(added.table, evaluate_on=test, title=title, facts=facts).save(output / "report.html")
     print_report(numbers)
     print(
         f"\nThe saved checkpoint, which exits at S = {threshold_text(choice.threshold)} unless a call says otherwise:"
     )
-    saved = AutoModelForSequenceClassification.from_pretrained(output)  # what a user of it writes
-    print_answers(classify(saved, AutoTokenizer.from_pretrained(output)))
+    print_answers(classify(model, AutoTokenizer.from_pretrained(output)))
     print(f"\nIn {output}: the checkpoint, its card (README.md), report.html, trade_off.png and numbers.json.")
     print(f"{sum(phases.seconds.values()) / 60:.1f} minutes in all.")
     return numbers

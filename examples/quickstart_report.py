@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 from quickstart_data import CLEAR_RATING, MODEL_PACKAGE, NEAR_DUPLICATE, REVIEWS_PACKAGE
 
-from transformers_deebert import TwoStageTrainer
 from transformers_deebert.analysis import (
     ExitTable,
     OperatingPoint,
@@ -24,7 +23,6 @@ from transformers_deebert.hub.card_data import CardData
 
 PACKAGES = ("transformers-deebert", "transformers", "torch", "tokenizers", "accelerate", "datasets", "numpy")
 USES = {"train": "both training stages", "validation": "choosing the threshold", "test": "all figures in this card"}
-
 
 LIFE_SIGN = 5  # seconds between two lines while a phase runs
 
@@ -57,15 +55,16 @@ class Phases:
 
 
 def collect_numbers(
-    trainer: TwoStageTrainer,
+    model,
+    known: CardData,
     splits: Mapping[str, list],
     table: ExitTable,
     points: Sequence[OperatingPoint],
     figures: Sequence[RuntimeFigure],
     choice: ThresholdChoice,
 ) -> dict:
-    """The numbers of the card; `points` start with full depth, `figures` with the next one."""
-    card = CardData.from_config(trainer.model.config.to_dict())
+    """The numbers of the card; `known` has the training's, `points` start with full depth, `figures` with the next."""
+    card = CardData.from_config(model.config.to_dict()) | known
     card |= CardData.from_table(table, points=points, figures=figures)
     chosen = next(row for row in card.trade_off if row["threshold"] == choice.threshold)
     chosen["note"] = "chosen"
@@ -73,7 +72,7 @@ def collect_numbers(
     sizes = {name: f"{len(rows):,} {name} sentences" for name, rows in splits.items()}
     return card.to_dict() | {
         "model_name": "deebert-movie-reviews",
-        "model_class": type(trainer.model).__name__,
+        "model_class": type(model).__name__,
         "language": "en",
         "base_model": {"name": f"all-MiniLM-L6-v2, from the package {MODEL_PACKAGE.name} {MODEL_PACKAGE.version}"},
         "default_threshold": choice.threshold,
@@ -88,7 +87,6 @@ def collect_numbers(
             ),
             "rows": [{"name": name, "rows": len(rows), "use": USES[name]} for name, rows in splits.items()],
         },
-        "training": trainer.card_numbers["training"],
         "chosen": {
             **chosen,
             "score_change_interval": list(choice.score_change_interval),
@@ -104,7 +102,7 @@ def collect_numbers(
             "repeats": len(figures[0].seconds),
             "control_gap": figures[0].control_gap,
         },
-        "machine": describe_machine(trainer.model.device),
+        "machine": describe_machine(model.device),
         "limits": [
             "Trained on single English sentences from film reviews with a clear rating. A text that is neither "
             "negative nor positive gets one of the two labels all the same."
@@ -128,7 +126,8 @@ def print_report(numbers: Mapping) -> None:
         "note": ("", ""),
     }
     scores = "  ".join(f"{score:.1%}" for score in numbers["layer_scores"])
-    print(f"\nAccuracy of layers 1 to {numbers['layers']}, each alone: {scores}")
+    layers = ", ".join(map(str, numbers["exit_layers"]))
+    print(f"\nAccuracy of the exits behind the layers {layers}, each alone: {scores}")
     print(
         f"\nAccuracy on {numbers['rows_scored']:,} unseen sentences; time on {numbers['timing']['rows']:,} of them, "
         "one at a time:\n"

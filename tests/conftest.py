@@ -130,10 +130,11 @@ def pytest_collection_finish():
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """
-    What the fast tests leave to the slow ones: of tests with many combinations of parameters all but a pairwise cover,
-    in which any two values of two parameters meet; of tests marked `slow_but_for` all other families.
+    What the fast tests leave to the slow ones: of tests with many combinations of parameters all but a few that have
+    each value once, different ones in each test of a file, so that any two values of two parameters meet somewhere in
+    it; of tests marked `slow_but_for` all other families.
     """
-    groups = defaultdict(list)
+    groups, met = defaultdict(list), defaultdict(set)
     for item in items:
         if hasattr(item, "callspec"):
             groups[item.function].append(item)
@@ -142,23 +143,25 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.slow)
     for group in groups.values():
         if len(group) > MANY:
-            for item in set(group) - pairwise_cover(group):
+            for item in set(group) - cover(group, met[group[0].path]):
                 item.add_marker(pytest.mark.slow)
 
 
-def pairwise_cover(items):
-    """Few items, chosen greedily: any two values of two parameters that meet in an item meet in one of them."""
-    left = {}
-    for item in items:
-        values = sorted((name, repr(value)) for name, value in item.callspec.params.items())
-        left[item] = set(itertools.combinations(values, min(2, len(values))))  # one parameter: each of its values
+def cover(items, met):
+    """
+    Few items with each value of each parameter, chosen greedily, of pairs of values that have not met yet if possible;
+    those that meet in them go into `met`.
+    """
+    values = {item: sorted((name, repr(value)) for name, value in item.callspec.params.items()) for item in items}
+    pairs = {item: set(itertools.combinations(values[item], 2)) for item in items}
     chosen, covered = set(), set()
     while True:
-        best = max(items, key=lambda item: len(left[item] - covered))
-        if not left[best] - covered:
+        best = max(items, key=lambda item: (len(set(values[item]) - covered), len(pairs[item] - met)))
+        if not set(values[best]) - covered:
             return chosen
         chosen.add(best)
-        covered |= left[best]
+        covered.update(values[best])
+        met |= pairs[best]
 
 
 def stock_class(model):

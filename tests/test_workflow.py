@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import make_model, make_stock
 from test_folders import files_of_at_most
-from transformers import AutoModelForSequenceClassification, BertTokenizer, pipeline
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertTokenizer, pipeline
 
 from transformers_deebert import OffRampTrainer, add_exits, from_backbone, pick_threshold, workflow
 
@@ -97,6 +97,14 @@ def test_one_kind_of_off_ramps(checkpoint, tmp_path):
     added = add_exits(checkpoint, make_rows(200), tmp_path / "out", off_ramps=fields, **SETTINGS)
     config = AutoModelForSequenceClassification.from_pretrained(added.folder).config
     assert (config.off_ramp_head, config.off_ramp_layers, config.off_ramp_pooling) == ("linear", [0, 2], "mean")
+
+
+def test_encoded_rows_have_labels_by_either_name(checkpoint, tmp_path):
+    tokenizer, rows = AutoTokenizer.from_pretrained(checkpoint), make_rows(200)
+    encoded = [dict(tokenizer(row["text"])) | {"label": int(row["label"][-1])} for row in rows]
+    added = add_exits(checkpoint, encoded, tmp_path / "out", off_ramps={"off_ramp_layers": [2]}, **SETTINGS)
+    assert added.choice.metric == "accuracy"
+    assert sorted(set(added.table.labels.tolist())) == [0, 1, 2]
 
 
 def test_a_failure_behind_the_training_loses_nothing(checkpoint, tmp_path, monkeypatch):

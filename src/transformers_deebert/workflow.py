@@ -22,7 +22,6 @@ from .analysis.exit_table import ExitTable
 from .analysis.layer_thresholds import check_independent
 from .analysis.report import check_report_packages, make_report
 from .analysis.selection import check_targets, pick_threshold
-from .analysis.tables import write_json
 from .checkpoints import check_device, check_tokenizer, load_backbone
 from .folders import check_new_folder, whole_folder
 from .hub.applied_threshold import apply_threshold
@@ -110,7 +109,7 @@ def add_exits(
             Checkpoint of a fine-tuned classifier of a supported family, or a model that [`from_backbone`] made of one.
         rows (`datasets.Dataset`, data frame or sequence of `dict`):
             Rows to train on: texts in columns of usual names (`text`, `sentence`, or `sentence1` with `sentence2`, …)
-            and a `label`, index or class name; or encoded, with `input_ids` and `labels`. Without labels everything is
+            and a `label`, index or class name; or encoded, with `input_ids` and `labels` or `label`. Without labels everything is
             about the answers at full depth: off-ramps learn from them, and accuracy is agreement with them.
         output_dir (`str` or `Path`): Must not exist, or be empty.
         held_out (as `rows`, *optional*):
@@ -265,6 +264,8 @@ def encoded(
             rows = without_invalid(rows, texts)
         note(f"{len(rows):,} rows; texts: {listed(texts)}; labels: {label or 'none, so the answers at full depth'}.")
         rows = encode_rows(rows, texts, label, tokenizer, model, max_length, skip_invalid)
+    elif "label" in rows.column_names:  # which data collators rename
+        rows = rows.rename_column("label", "labels")
     if "labels" not in rows.column_names:
         return rows
     return rows.filter(lambda labels: labels != UNLABELLED, input_columns="labels", keep_in_memory=True)
@@ -373,7 +374,7 @@ def trained(
     trainer.train()
     with whole_folder(work / "model") as whole:
         trainer.save_model(str(whole))
-    write_json(work / "run.json", run_numbers({"off_ramps": trainer}))
+    run_numbers({"off_ramps": trainer}).write(work / "run.json")
     (work / "fingerprint").write_text(fingerprint, encoding="utf-8")
     return model
 

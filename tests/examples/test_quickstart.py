@@ -64,14 +64,14 @@ def archives(tmp_path_factory):
 
     generator = random.Random(0)
     lines = []
-    for number in range(120):
+    for number in range(180):
         words = generator.choice((GOOD, BAD))
         names = " ".join(f"name{i}" for i in generator.sample(range(40), 8))
         text = (
             f"The {generator.choice(NOUNS)} is {generator.choice(words)} and {generator.choice(words)} with {names}."
         )
         lines.append(f"{number}\t{2.5 if words is GOOD else -2.5}\t{text}\r\n")
-    lines.append("120\t0.1\tNeither here nor there.\r\n")
+    lines.append("180\t0.1\tNeither here nor there.\r\n")
     inner = tar_of({"hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt": "".join(lines).encode()})
     marker = folder / "setup-was-run"
     outer = tar_of(
@@ -122,7 +122,7 @@ class TestFetch:
 
     def test_source_distribution_is_read_without_running_it(self, index, archives):
         reviews = index.fetch_reviews()
-        assert len(reviews) == 121
+        assert len(reviews) == 181
         assert reviews[-1] == ("Neither here nor there.", 0.1)
         assert not (archives / "setup-was-run").exists()
 
@@ -167,7 +167,7 @@ class TestFetch:
         processes = [subprocess.Popen(command, cwd=EXAMPLES, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         outputs = [process.communicate(timeout=120)[0] for process in processes]
         assert outputs[0] == outputs[1]
-        assert outputs[0].endswith("121\n")
+        assert outputs[0].endswith("181\n")
 
 
 class TestSplit:
@@ -187,7 +187,7 @@ class TestSplit:
     def test_splits_share_nothing(self, index):
         splits = index.split_reviews(index.fetch_reviews(), seed=0, train_rows=80)
         sentences = {name: {row["text"] for row in rows} for name, rows in splits.items()}
-        assert [len(rows) for rows in splits.values()] == [80, 20, 20]
+        assert [len(rows) for rows in splits.values()] == [80, 50, 50]
         assert all(a.isdisjoint(b) for a, b in itertools.combinations(sentences.values(), 2))
         assert "Neither here nor there." not in set().union(*sentences.values())
         assert {row["label"] for rows in splits.values() for row in rows} == {0, 1}
@@ -210,25 +210,27 @@ class TestQuickstart:
     @pytest.mark.gradients
     def test_runs_to_the_saved_checkpoint(self, quickstart, tmp_path, capsys, monkeypatch):
         output, stored = tmp_path / "out", tmp_path / "stored.json"
-        arguments = ["--output_dir", str(output), "--numbers", str(stored), "--epochs", "1", "--off_ramp_epochs", "1"]
+        arguments = ["--output_dir", str(output), "--numbers", str(stored), "--epochs", "1"]
         monkeypatch.setattr(quickstart, "FIRST_ROWS", 32)
         numbers = quickstart.main([*arguments, "--train_samples", "64", "--repeats", "1"])
 
         assert json.loads(stored.read_text()) == json.loads((output / "numbers.json").read_text())
         assert json.loads(stored.read_text())["packages"] == numbers["packages"]
-        assert [split["rows"] for split in numbers["data"]["rows"]] == [64, 20, 20]
+        assert [split["rows"] for split in numbers["data"]["rows"]] == [64, 50, 50]
         assert (output / "trade_off.png").read_bytes().startswith(b"\x89PNG")
         assert (output / "README.md").read_text().startswith("---\n")
         model = AutoModelForSequenceClassification.from_pretrained(output)
         assert model.config.early_exit_entropy == numbers["default_threshold"]
         assert model.config.off_ramps_trained
+        assert numbers["exit_layers"] == [0, 1, 2, 3]
+        assert set(numbers["training"]) == {"backbone", "off_ramps"}
         assert model.config.id2label == {0: "negative", 1: "positive"}
         printed = capsys.readouterr().out
         for sentence in quickstart.SENTENCES:
             assert sentence in printed
         assert printed.count("exit layer") == 2  # after the first rows, and after all
         assert printed.count("correct") >= 2 * len(quickstart.SENTENCES)
-        assert "time on 20 of them" in printed
+        assert "time on 50 of them" in printed
         assert "speed-up" in printed
 
     def test_keeps_off_a_folder_in_use(self, quickstart, tmp_path):

@@ -1,13 +1,15 @@
 """What a card shows: from a configuration, a choice and JSON, and of a criterion other than the entropy."""
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import make_model
 
-from transformers_deebert import ExitTable, apply_threshold, pick_threshold
+from transformers_deebert import ExitTable, apply_threshold, pick_threshold, sweep_thresholds
 from transformers_deebert.hub.card_data import CardData
 
 
@@ -47,6 +49,17 @@ def test_the_card_of_another_criterion(tmp_path):
     assert "early_exit_entropy=0." not in text
     assert "S =" not in text
     assert "entropy in nats" not in text
+
+
+def test_the_ideal_speed_up_where_every_row_exits_behind_the_embeddings():
+    """It has no bound, and JSON has no word for that."""
+    logits = np.tile([5.0, 0.0], (8, 3, 1))
+    table = dataclasses.replace(ExitTable.from_logits(logits, np.zeros(8, dtype=int)), exit_layers=(0, 1, 2))
+    figure = SimpleNamespace(runtime_saving=0.9, speed_up=10.0)
+    rows = CardData.from_table(table, points=sweep_thresholds(table, [0.0, 0.5]), figures=[figure]).trade_off
+    assert [row["layer_saving"] for row in rows] == [0.0, 1.0]
+    assert rows[0]["ideal_speed_up"] == 1.0
+    assert "ideal_speed_up" not in rows[1]
 
 
 def test_layers_are_those_of_the_exits(tmp_path):

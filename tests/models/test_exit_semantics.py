@@ -1,5 +1,6 @@
 """What leaves where, against the answers of each row alone, computed without the layer loop."""
 
+import functools
 import math
 
 import pytest
@@ -21,16 +22,21 @@ def head(request):
     return request.param
 
 
-@pytest.fixture
-def case(family, pooling, head):
-    """Model, batch, each row's own logits and entropies, thresholds that spread the exits, the exits they mean."""
-    model = make_model(family, off_ramp_pooling=pooling, off_ramp_head=head)
-    batch = make_batch(family)
-    logits, entropies = off_ramp_answers(model, **batch)
+@functools.cache
+def expected(family, settings):
+    """Each row's own logits, thresholds that spread the exits, the exits they mean."""
+    logits, entropies = off_ramp_answers(make_model(family, **dict(settings)), **make_batch(family))
     thresholds = spread_thresholds(entropies)
     exits = expected_exits(entropies, thresholds)
     assert len(exits.unique()) == NUM_LAYERS
-    return model, batch, logits, thresholds, exits
+    return logits, thresholds, exits
+
+
+@pytest.fixture
+def case(family, pooling, head):
+    """Model, batch, and what is expected."""
+    settings = {"off_ramp_pooling": pooling, "off_ramp_head": head}
+    return make_model(family, **settings), make_batch(family), *expected(family, tuple(settings.items()))
 
 
 def test_rows_leave_where_algorithm_1_says(case):

@@ -210,7 +210,7 @@ def test_a_resumed_run_knows_both_stages(tmp_path):
     after = stored(tmp_path)["training"]
     assert after["backbone"] == before["backbone"]
     assert after["off_ramps"]["learning_rate"] == before["off_ramps"]["learning_rate"]
-    assert first.card_numbers["training"]["backbone"]["seed"] == 42
+    assert first.card_data.training["backbone"]["seed"] == 42
 
 
 def test_the_epochs_that_were_run(tmp_path):
@@ -257,7 +257,7 @@ def test_the_base_model_is_a_repository_or_untold(tmp_path, monkeypatch):
         model.name_or_path = model.config.name_or_path = name
         trainer = OffRampTrainer(model, make_args(tmp_path), **DATA)
         assert trainer.base_model_id == expected
-        assert run_numbers({"off_ramps": trainer}).get("base_model", {}).get("hub_id") == expected
+        assert (run_numbers({"off_ramps": trainer}).base_model or {}).get("hub_id") == expected
     monkeypatch.chdir(tmp_path)
     (tmp_path / "bert-base").mkdir()
     assert hub_id("bert-base") is None

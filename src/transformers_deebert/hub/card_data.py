@@ -175,9 +175,9 @@ class CardData:
         if figures:
             times = [{"runtime_saving": 0.0, "speed_up": 1.0}]
             times += [{"runtime_saving": one.runtime_saving, "speed_up": one.speed_up} for one in figures]
-            times = [
-                time | {"ideal_speed_up": 1 / one.layer_cost_ratio} for one, time in zip(points, times, strict=True)
-            ]
+            # Without bound where every row exits behind the embeddings.
+            ideal = [{"ideal_speed_up": 1 / one.layer_cost_ratio} if one.layer_cost_ratio else {} for one in points]
+            times = [time | one for time, one in zip(times, ideal, strict=True)]
         values = [found[metric] for found in layer_scores(table, compute_metric)]
         criterion = {"score": table.score_name, "patience": table.patience}
         return cls(

@@ -55,7 +55,7 @@ TRADE_OFF_COLUMNS = {
     "note": ("", ""),
 }
 LIMITS = (
-    "A low entropy says that a classifier is sure, not that it is right: an off-ramp can be sure and wrong.",
+    "A low entropy shows that a classifier is confident, not that it is correct.",
     "Saving and score hold for texts like those they were measured on; harder texts run more layers.",
 )
 TIMING_LIMIT = (

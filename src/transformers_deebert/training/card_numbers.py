@@ -1,4 +1,4 @@
-"""What a training run knows about its model, as numbers for the model card."""
+"""What a training run knows about its model, as [`CardData`]."""
 
 import os
 import re
@@ -23,7 +23,7 @@ logger = logging.get_logger(__name__)
 MAX_DROP = 0.01
 
 
-def run_numbers(trainers: Mapping[str, Any]) -> dict[str, Any]:
+def run_numbers(trainers: Mapping[str, Any]) -> CardData:
     """
     What is known without running the model: base model, data set, hyper-parameters. Nothing is guessed, and what is
     not known is left out.
@@ -32,14 +32,14 @@ def run_numbers(trainers: Mapping[str, Any]) -> dict[str, Any]:
         trainers (`Mapping[str, StageTrainer]`): The stages that were run, under `"backbone"` and `"off_ramps"`.
     """
     last = list(trainers.values())[-1]
-    numbers: dict[str, Any] = {"training": {name: stage_numbers(trainer) for name, trainer in trainers.items()}}
+    card = CardData(training={name: stage_numbers(trainer) for name, trainer in trainers.items()})
     if "off_ramps" in trainers:
-        numbers |= logged_scores(trainers["off_ramps"])
+        card |= logged_scores(trainers["off_ramps"])
     if last.base_model_id is not None:
-        numbers["base_model"] = {"name": last.base_model_id, "hub_id": last.base_model_id}
+        card.base_model = {"name": last.base_model_id, "hub_id": last.base_model_id}
     if (dataset := hub_dataset(last.train_dataset)) is not None:
-        numbers["data"] = {"name": dataset, "hub_id": dataset}
-    return numbers
+        card.data = {"name": dataset, "hub_id": dataset}
+    return card
 
 
 def stage_numbers(trainer: Any) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def stage_numbers(trainer: Any) -> dict[str, Any]:
     return numbers
 
 
-def logged_scores(trainer: Any) -> dict[str, Any]:
+def logged_scores(trainer: Any) -> CardData:
     """Scores of every layer as the last evaluation of these weights on `eval_dataset` logged them, if any did."""
     state = trainer.state
     step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
@@ -90,13 +90,15 @@ def logged_scores(trainer: Any) -> dict[str, Any]:
         and (rows is None or abs(counted(entry) - rows) <= 1 + rows / 100)  # the log rounds
     ]
     if not logged:
-        return {}
+        return CardData()
     last = {key.removeprefix(first): value for key, value in logged[-1].items() if first in key}
     metric = choose_metric(last, trainer.args)
     if metric is None:
-        return {}
+        return CardData()
     scores = [float(logged[-1][f"eval_layer_{layer}_{metric}"]) for layer in layers]
-    return {"metric": metric, "full_depth": scores[-1], "layer_scores": scores} if 0 <= scores[-1] <= 1 else {}
+    if not 0 <= scores[-1] <= 1:
+        return CardData()
+    return CardData(metric=metric, full_depth=scores[-1], layer_scores=scores)
 
 
 def choose_metric(metrics: Mapping[str, Any], args: Any) -> str | None:
@@ -115,24 +117,24 @@ def card_arguments(
     dataset_tags: str | None = None,
     dataset_args: str | None = None,
     tasks: str | None = None,
-) -> dict[str, Any]:
+) -> CardData:
     """
-    What a user says of the model with the names that `Trainer.create_model_card` has for it, as numbers. `tasks` is
-    text classification whatever is said.
+    What a user states of the model with the names that `Trainer.create_model_card` has for it. `tasks` is text
+    classification whatever is given.
     """
-    numbers: dict[str, Any] = {"language": language, "model_name": model_name}
+    card = CardData(language=language, model_name=model_name)
     if finetuned_from is not None:
         if hub_id(finetuned_from) is None:
             raise ValueError(
                 f"`finetuned_from` ({finetuned_from!r}) is no repository on the Hub, and a card names no "
                 "folders: name the repository, or leave it out."
             )
-        numbers["base_model"] = {"name": finetuned_from, "hub_id": finetuned_from}
+        card.base_model = {"name": finetuned_from, "hub_id": finetuned_from}
     if dataset is not None or dataset_tags is not None:
         name = f"{dataset or dataset_tags} ({dataset_args})" if dataset_args else dataset or dataset_tags
         data = {"name": name, "hub_id": dataset_tags}
-        numbers["data"] = {key: value for key, value in data.items() if value is not None}
-    return {key: value for key, value in numbers.items() if value is not None}
+        card.data = {key: value for key, value in data.items() if value is not None}
+    return card
 
 
 def hub_id(name: str | None) -> str | None:
@@ -151,22 +153,22 @@ def hub_dataset(dataset: Any) -> str | None:
     return ids.pop() if len(ids) == 1 else None
 
 
-def score_numbers(trainer: Any, dataset: Any) -> dict[str, Any]:
+def score_numbers(trainer: Any, dataset: Any) -> CardData:
     """
     Scores of every layer and the trade-off, from one pass over labelled rows. The metric is `metric_for_best_model`
     or the first that `compute_metrics` returns; one that is no share of 1 is left out, and the trade-off of one that
     needs more than the predicted classes as well.
     """
     if trainer.preprocess_logits_for_metrics is not None:
-        return {}  # what comes out of it are no logits
+        return CardData()  # what comes out of it are no logits
     prediction = trainer.predict(dataset)
     if prediction.predictions is None or prediction.label_ids is None:
-        return {}
+        return CardData()
     logits, labels = np.stack(list(prediction.predictions), axis=1), np.asarray(prediction.label_ids)
     known = labels != -100
     logits, labels = logits[known], labels[known]  # (rows, layers, labels), (rows,)
     if not len(labels):
-        return {}
+        return CardData()
 
     def layer_metrics(answers: np.ndarray, truth: np.ndarray) -> dict[str, Any]:
         return trainer.layer_metrics(EvalPrediction(predictions=answers, label_ids=truth))
@@ -174,11 +176,11 @@ def score_numbers(trainer: Any, dataset: Any) -> dict[str, Any]:
     layers = [layer_metrics(logits[:, layer], labels) for layer in range(logits.shape[1])]
     metric = choose_metric(layers[-1], trainer.args)
     if metric is None or not 0 <= layers[-1][metric] <= 1:
-        return {}
+        return CardData()
     scores = [float(layer[metric]) for layer in layers]
-    numbers = {"metric": metric, "rows_scored": len(labels), "full_depth": scores[-1], "layer_scores": scores}
+    card = CardData(metric=metric, rows_scored=len(labels), full_depth=scores[-1], layer_scores=scores)
     if trainer.args.greater_is_better is False or re.search("loss|error", metric):
-        return numbers  # lower is better, which nothing below understands
+        return card  # lower is better, which nothing below understands
 
     def score(classes: np.ndarray, truth: np.ndarray) -> dict[str, float]:
         return {metric: float(layer_metrics(np.eye(logits.shape[2])[classes], truth)[metric])}
@@ -187,10 +189,10 @@ def score_numbers(trainer: Any, dataset: Any) -> dict[str, Any]:
         of_classes = [score(logits[:, layer].argmax(-1), labels)[metric] for layer in range(logits.shape[1])]
         if np.allclose(of_classes, scores, rtol=0, atol=1e-9):
             table = replace(ExitTable.from_logits(logits, labels), exit_layers=trainer.exit_layers)
-            numbers |= CardData.from_table(table, metric, score).to_dict()
+            card |= CardData.from_table(table, metric, score)
             if len(table) >= 4:
                 choice = pick_threshold(table, max_metric_drop=MAX_DROP, metric=metric, compute_metric=score)
-                numbers |= CardData.from_choice(choice).to_dict()
+                card |= CardData.from_choice(choice)
     except Exception as error:  # `compute_metrics` is the user's, and was not made for predicted classes
         logger.warning(f"The model card has no trade-off: `compute_metrics` cannot score predicted classes ({error}).")
-    return numbers
+    return card

@@ -204,7 +204,7 @@ def fit_kind(
     layers = list(model.exit_layers[:-1])
     rows, held_out = rows.to(model.device), held_out.to(model.device)
     order = torch.Generator().manual_seed(settings.seed)
-    optimizer = torch.optim.AdamW(off_ramps.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(off_ramps.parameters(), lr=settings.learning_rate, weight_decay=0.0, fused=True)
     steps = settings.epochs * -(-len(rows) // settings.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / max(1, 0.1 * steps), (steps - step) / (0.9 * steps))

@@ -226,6 +226,6 @@ class StageTrainer(Trainer):
         """
         if not self.is_world_process_zero():
             return
-        numbers = run_numbers({self.trained_part: self}) | card_arguments(language, model_name, **kwargs)
+        card = run_numbers({self.trained_part: self}) | card_arguments(language, model_name, **kwargs)
         model_id = getattr(self, "hub_model_id", None)
-        write_model_card(self.args.output_dir, numbers, model_id=model_id, license=license, tags=tags)
+        write_model_card(self.args.output_dir, card, model_id=model_id, license=license, tags=tags)

@@ -13,6 +13,7 @@ from transformers.trainer_utils import TrainOutput
 from transformers.utils import logging
 
 from ..folders import write_text
+from ..hub.card_data import CardData
 from ..hub.model_card import write_model_card
 from .adapters import refuse_adapters
 from .backbone_trainer import BackboneTrainer
@@ -109,7 +110,7 @@ class TwoStageTrainer:
             )
         self.hub = {name: common_value(name, *given.values()) for name in HUB_ARGUMENTS}
         self.push_at_the_end = any(args.push_to_hub for args in given.values())
-        self.card_numbers: dict = {}  # what is known of the finished model
+        self.card_data = CardData()  # what is known of the finished model
         self.card_options: dict = {}  # what the user has given for its card
         self.model = model
         self.model_init = model_init
@@ -160,7 +161,7 @@ class TwoStageTrainer:
             self.trainers[stage] = self.make_trainer(stage)
             outputs[stage] = run_stage(self.trainers[stage], resume_from_checkpoint)
         self.off_ramp_trainer.save_model(str(self.output_dir))  # before anything else can fail
-        self.card_numbers = self.collect_numbers()
+        self.card_data = self.collect_card_data()
         if self.off_ramp_trainer.is_world_process_zero():
             self.write_card(str(self.output_dir))
         if self.push_at_the_end:
@@ -182,21 +183,22 @@ class TwoStageTrainer:
             "loads the best model of stage 1."
         )
 
-    def collect_numbers(self) -> dict:
+    def collect_card_data(self) -> CardData:
         """What the run knows of the model, with scores from one pass over `eval_dataset`, if there is one."""
-        numbers = run_numbers({"off_ramps": self.off_ramp_trainer})
+        card = run_numbers({"off_ramps": self.off_ramp_trainer})
+        assert card.training is not None
         for args in self.stage_args.values():  # those of an earlier process as well
             path = Path(args.output_dir) / STAGE_NUMBERS_FILE
             if path.is_file():
-                numbers["training"][path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
+                card.training[path.parent.name] = json.loads(path.read_text(encoding="utf-8"))
         rows = self.trainer_kwargs.get("eval_dataset")
         if rows is None or isinstance(rows, dict):
-            return numbers
+            return card
         try:
-            return numbers | score_numbers(self.off_ramp_trainer, rows)
+            return card | score_numbers(self.off_ramp_trainer, rows)
         except Exception as error:  # metrics and data are the user's; the trained model is not to be lost for a card
             logger.warning(f"The model card has no scores: `eval_dataset` cannot be scored ({error}).")
-            return numbers
+            return card
 
     def load_stage(self, stage: str) -> None:
         """Loads the weights that a stage has saved, in place."""
@@ -250,9 +252,9 @@ class TwoStageTrainer:
     def write_card(self, folder: str, model_id: str | None = None, **options) -> None:
         options = self.card_options | {name: value for name, value in options.items() if value is not None}
         of_numbers = {name: value for name, value in options.items() if name not in ("license", "tags")}
-        numbers = self.card_numbers | card_arguments(**of_numbers)
+        card = self.card_data | card_arguments(**of_numbers)
         self.card_options = options  # also the next time
-        write_model_card(folder, numbers, model_id=model_id, license=options.get("license"), tags=options.get("tags"))
+        write_model_card(folder, card, model_id=model_id, license=options.get("license"), tags=options.get("tags"))
 
     def push_to_hub(
         self,
