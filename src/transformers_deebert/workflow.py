@@ -109,8 +109,9 @@ def add_exits(
             Checkpoint of a fine-tuned classifier of a supported family, or a model that [`from_backbone`] made of one.
         rows (`datasets.Dataset`, data frame or sequence of `dict`):
             Rows to train on: texts in columns of usual names (`text`, `sentence`, or `sentence1` with `sentence2`, …)
-            and a `label`, index or class name; or encoded, with `input_ids` and `labels` or `label`. Without labels everything is
-            about the answers at full depth: off-ramps learn from them, and accuracy is agreement with them.
+            and a `label`, index or class name; or encoded, with `input_ids` and `labels` or `label`. Without labels
+            everything is about the answers at full depth: off-ramps learn from them, and accuracy is agreement with
+            them.
         output_dir (`str` or `Path`): Must not exist, or be empty.
         held_out (as `rows`, *optional*):
             Rows to pick the threshold on, best ones that the model was not fine-tuned on: those exit early.

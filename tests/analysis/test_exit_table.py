@@ -258,7 +258,7 @@ def tables(draw):
 
 
 @given(table=tables())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_the_curve_is_exact(table):
     """At each of its thresholds, and at every one in between, against the plain sweep."""
     curve = exit_curve(table)

@@ -107,7 +107,7 @@ def test_tokens_are_valid_and_no_padding():
     assert all(keywords["attention_mask"].all() for keywords in seen)
 
 
-def test_a_model_of_one_layer_has_no_off_ramps_to_consult():
+def test_a_model_of_one_layer_has_no_off_ramps_to_evaluate():
     assert measure_latency(make_model(num_layers=1), lengths=[4], repeats=1).milliseconds.shape == (1, 1)
 
 

@@ -23,24 +23,24 @@ def test_by_hand():
     # Answers: 1 0 1 1 1; 1 1 1 0 1; 1 1 0 1 1.
     assert (first.score, second.score, head.score) == pytest.approx((2 / 5, 4 / 5, 4 / 5))
     assert (first.agreement, second.agreement, head.agreement) == pytest.approx((3 / 5, 3 / 5, 1))
-    assert (first.consulted, second.consulted, head.consulted) == pytest.approx((1, 3 / 5, 1 / 5))
-    assert (first.taken, second.taken, head.taken) == pytest.approx((2 / 5, 2 / 5, 1 / 5))
-    assert (first.right_when_taken, second.right_when_taken, head.right_when_taken) == (0.5, 0.5, 1.0)
+    assert (first.evaluated, second.evaluated, head.evaluated) == pytest.approx((1, 3 / 5, 1 / 5))
+    assert (first.exited, second.exited, head.exited) == pytest.approx((2 / 5, 2 / 5, 1 / 5))
+    assert (first.correct_when_exited, second.correct_when_exited, head.correct_when_exited) == (0.5, 0.5, 1.0)
     assert first.calibration_error == expected_calibration_error(table, 1)
     assert (head.curve_change, head.redundant) == (None, False)
-    assert json.loads(json.dumps(first.to_dict()))["consulted"] == 1.0
+    assert json.loads(json.dumps(first.to_dict()))["evaluated"] == 1.0
 
 
 def test_an_off_ramp_with_threshold_0_is_not_consulted():
     table = class_table(rows=200, layers=4)
     report = layer_report(table, [0.0, 0.4, 0.0])
-    assert [one.consulted for one in report][::2] == [0, 0]
-    assert report[1].consulted == 1
-    assert report[3].consulted == pytest.approx(1 - report[1].taken)
-    assert (report[0].taken, report[0].right_when_taken) == (0, None)
+    assert [one.evaluated for one in report][::2] == [0, 0]
+    assert report[1].evaluated == 1
+    assert report[3].evaluated == pytest.approx(1 - report[1].exited)
+    assert (report[0].exited, report[0].correct_when_exited) == (0, None)
     nothing = layer_report(table, 0.0)
-    assert [one.consulted for one in nothing] == [0, 0, 0, 1]
-    assert nothing[-1].taken == 1
+    assert [one.evaluated for one in nothing] == [0, 0, 0, 1]
+    assert nothing[-1].exited == 1
 
 
 def test_a_duplicate_would_not_be_missed_and_what_carries_everything_would():
@@ -54,12 +54,12 @@ def test_a_duplicate_would_not_be_missed_and_what_carries_everything_would():
     assert [one.redundant for one in report] == [True, False, True, True, False]
     assert report[1].curve_change > 0
     # Nobody who was asked by off-ramp 2 leaves at off-ramp 3.
-    assert (report[1].taken > 0.2, report[2].taken, report[3].taken) == (True, 0, 0)
+    assert (report[1].exited > 0.2, report[2].exited, report[3].exited) == (True, 0, 0)
 
 
 def test_the_only_off_ramp_is_missed():
     (ramp, _) = layer_report(class_table(rows=100, layers=2), 0.3)
-    assert ramp.taken > 0
+    assert ramp.exited > 0
     assert not ramp.redundant
 
 
@@ -98,7 +98,7 @@ def test_broken_rows_and_bad_input():
     logits = table.logits.copy()
     logits[:30, 0] = np.nan
     report = layer_report(replace(table, logits=logits), 9.0)
-    assert (report[0].taken, report[1].taken) == (0.5, 0.5)
+    assert (report[0].exited, report[1].exited) == (0.5, 0.5)
     with pytest.raises(ValueError, match="`threshold` has shape"):
         layer_report(table, [0.1])
     with pytest.raises(ValueError, match="`metric` must be one of"):

@@ -110,13 +110,13 @@ def test_reliability(tmp_path, drawn):
     assert (tmp_path / "empty.png").stat().st_size > 1000
 
 
-def part(name, change, hurt=False):
-    return Slice(name, 10, 2.0, 0.5, 0.9 + change, 0.9, change, 1, hurt)
+def part(name, change, worse=False):
+    return Slice(name, 10, 2.0, 0.5, 0.9 + change, 0.9, change, 1, worse)
 
 
 def test_slices_with_names_of_any_kind(tmp_path, drawn):
     names = ["$5 to $10", r"$\frac$", "a very long name that ends with 1", "a very long name that ends with 2", "a\nb"]
-    plot_slices([part(name, -0.1, hurt=index == 1) for index, name in enumerate(names)], tmp_path / "slices.png")
+    plot_slices([part(name, -0.1, worse=index == 1) for index, name in enumerate(names)], tmp_path / "slices.png")
     left, right = drawn[0].axes
     shown = [label.get_text() for label in left.get_yticklabels()]
     assert shown[:2] == ["$5 to $10 (10)", r"$\frac$ (10)"]

@@ -312,7 +312,7 @@ def test_many_classes_f1_and_broken_logits(tmp_path):
     assert report.choice.score == pytest.approx(expected)
     assert report.band[1][0] == report.band[2][0] == pytest.approx(report.choice.full_score)
     assert not any("guaranteed" in name for name in report.choices)
-    assert report.layers[2].taken == 0
+    assert report.layers[2].exited == 0
     assert report.layers[0].score < report.layers[3].score
     json.dumps(page.numbers(), allow_nan=False)
 
@@ -348,9 +348,9 @@ def test_off_ramps_that_are_evaluated_without_the_redundant_ones(tmp_path):
     exits, _ = reading.exits_at(point.threshold)
     asked = sum(((exits >= layer) & (value > 0)).mean() for layer, value in enumerate(point.threshold, start=1))
     before, _ = reading.exits_at(report.choice.threshold)
-    consulted = np.minimum(before, 4).mean()
+    evaluated = np.minimum(before, 4).mean()
     text = " ".join(read(report, tmp_path).text().split())
-    assert f"{asked:.2f} off-ramps are evaluated for a row instead of {consulted:.2f}" in text
+    assert f"{asked:.2f} off-ramps are evaluated for a row instead of {evaluated:.2f}" in text
 
 
 def test_measured_times(tmp_path, table):

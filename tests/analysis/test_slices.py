@@ -28,16 +28,16 @@ def test_by_hand():
         label_names=("no", "yes"),
     )
     everything, no, yes = slice_report(table, 0.4)
-    assert (everything.name, everything.rows, everything.harmful_flips, everything.hurt) == ("all rows", 6, 2, False)
+    assert (everything.name, everything.rows, everything.negative_flips, everything.worse) == ("all rows", 6, 2, False)
     assert everything.exit_layer == pytest.approx((1 + 1 + 3 + 1 + 1 + 2) / 6)
     assert everything.accuracy_change == pytest.approx(-2 / 6)
-    assert (no.name, no.rows, no.harmful_flips) == ("no", 3, 1)
+    assert (no.name, no.rows, no.negative_flips) == ("no", 3, 1)
     assert (no.accuracy, no.full_accuracy, no.accuracy_change) == pytest.approx((2 / 3, 1, -1 / 3))
     assert (yes.exit_layer, yes.layer_saving) == pytest.approx((4 / 3, 1 - 4 / 9))
-    assert json.loads(json.dumps(yes.to_dict()))["harmful_flips"] == 1
+    assert json.loads(json.dumps(yes.to_dict()))["negative_flips"] == 1
     late = slice_report(table, [0.0, 0.4], by="label")[0]  # off-ramp 1 is off
     assert late.exit_layer == pytest.approx((2 + 2 + 3 + 2 + 2 + 2) / 6)
-    assert late.harmful_flips == 0
+    assert late.negative_flips == 0
 
 
 def hurting_table(seed, share):
@@ -53,13 +53,13 @@ def hurting_table(seed, share):
 def test_the_class_that_is_hurt_is_named_and_no_other():
     for seed in range(20):
         slices = slice_report(hurting_table(seed, 0.25), 0.5)
-        assert [one.name for one in slices if one.hurt] == ["y"]
+        assert [one.name for one in slices if one.worse] == ["y"]
 
 
 def test_few_false_alarms():
-    """Where no class is different, some part is said to be hurt in hardly more than 5 % of the cases."""
+    """Where no class is different, some part is said to be worse in hardly more than 5 % of the cases."""
     tables = (hurting_table(seed, 0.03) for seed in range(200))
-    alarms = [any(one.hurt for one in slice_report(table, 0.5)) for table in tables]
+    alarms = [any(one.worse for one in slice_report(table, 0.5)) for table in tables]
     assert np.mean(alarms) < 0.07
 
 
@@ -72,7 +72,7 @@ def test_chance_by_hand():
 
 
 def test_a_part_that_gains_is_not_hurt():
-    """Many harmful flips, and even more that help."""
+    """Many negative flips, and even more that help."""
     labels = np.zeros(400, int)
     early, full = np.zeros(400, int), np.zeros(400, int)
     early[:40] = 1  # right at full depth, wrong early
@@ -80,9 +80,9 @@ def test_a_part_that_gains_is_not_hurt():
     logits = 9 * np.stack([np.eye(2)[early], np.eye(2)[full]], 1)
     part = ["first" if row < 200 else "second" for row in range(400)]
     first, second = slice_report(ExitTable.from_logits(logits, labels), 0.5, by=part)[1:]
-    assert (first.harmful_flips, first.hurt) == (40, False)
+    assert (first.negative_flips, first.worse) == (40, False)
     assert first.accuracy_change > 0
-    assert not second.hurt
+    assert not second.worse
 
 
 def test_by_length_in_quarters():

@@ -400,7 +400,7 @@ def test_bench_needs_no_labels(command, place, tmp_path, capsys):
 CRITERIA = [
     pytest.param("least_confidence", 1, marks=pytest.mark.slow),
     pytest.param("margin", 1, marks=pytest.mark.slow),
-    ("disagreement", 1),
+    pytest.param("disagreement", 1, marks=pytest.mark.slow),
     ("entropy", 2),
 ]
 

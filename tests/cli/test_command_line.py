@@ -219,7 +219,7 @@ def test_the_program_knows_the_models(checkpoint, tmp_path):
     assert (process.returncode, json.loads(process.stdout)["rows"]) == (0, 6), process.stderr
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize("program", [pytest.param(PROGRAMS[0], marks=pytest.mark.slow), PROGRAMS[1]])
 def test_as_a_program(program, tmp_path):
     words = ["convert", str(tmp_path / "old"), str(tmp_path / "new")]
     process = run_process(*words, program=program, stdout=subprocess.PIPE)

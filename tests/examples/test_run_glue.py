@@ -197,8 +197,8 @@ def test_sst2_from_start_to_finish(run_glue, tiny_models, tmp_path, capsys, capl
 @pytest.mark.parametrize(
     "recipe",
     [
-        "two_stage_distilled",
         "joint_distilled",
+        pytest.param("two_stage_distilled", marks=pytest.mark.slow),
         pytest.param("joint_weighted", marks=pytest.mark.slow),
         pytest.param("joint_alternating", marks=pytest.mark.slow),
     ],

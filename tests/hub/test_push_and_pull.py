@@ -126,6 +126,7 @@ def ask(name, checkpoint, plug_in, **kwargs):
     return f"{start}{ANSWER}\nprint(json.dumps(answer({name!r}, {TEXTS!r}, {thresholds!r}, **{kwargs!r})))"
 
 
+@pytest.mark.slow
 def test_push_and_pull(hub, run, checkpoint):
     """By id, with the library and without it, and a second time offline from the cache."""
     folder, *_ = checkpoint

@@ -89,6 +89,7 @@ def case(tokenizer):
 # ---- the answers
 
 
+@pytest.mark.slow_but_for("albert", "bert", "deberta-v2", "modernbert")
 def test_every_family(family):
     """Rows of all lengths, padded on either side or not at all, at every way to set exits."""
     model = make_model(family, off_ramp_pooling="mean")

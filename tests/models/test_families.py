@@ -43,6 +43,7 @@ def plain_folder(model, folder, what="classifier"):
     return stock.eval()
 
 
+@pytest.mark.slow_but_for("albert", "deberta-v2", "modernbert", "roberta")
 @pytest.mark.gradients
 def test_both_stages(family, tmp_path):
     """Each trains its part and leaves the other bit for bit; what comes out loads and exits."""
@@ -75,7 +76,7 @@ def test_stage_2_is_the_same_on_cached_inputs(family, tmp_path):
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 
 
-@pytest.mark.slow_but_for("albert", "bert", "modernbert", "mpnet")
+@pytest.mark.slow_but_for("albert", "modernbert")
 @pytest.mark.gradients
 def test_both_stages_with_checkpointing(family, tmp_path):
     model = make_model(family, num_labels=2)

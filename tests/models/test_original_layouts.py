@@ -218,14 +218,14 @@ def test_parity(what, tmp_path):
     """Logits, entropies and exit layers, for thresholds from 0 to 1, at batch size 1 and in one batch."""
     model = trained_model(tmp_path) if what == "trained" else make_model(what)
     family = model.config.backbone_type
-    batch = make_batch(family, lengths=(3, 12, 7, 5, 12, 4, 9, 6, 8, 11) * 3)
+    batch = make_batch(family, lengths=(3, 12, 7, 5, 12, 4, 9, 6, 8, 11))
     if what == "trained":
         batch = {name: tensor for name, tensor in collate(VALIDATION).items() if name != "labels"}
     tensors = deebert_tensors(model)
     loaded = find_family(family, family).classifier.from_pretrained(write(tmp_path / "old", model, tensors, family))
     stock = make_stock(model)
     exits, untrained = set(), 0
-    for threshold in (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+    for threshold in (0.0, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0):
         output = loaded(**batch, early_exit_entropy=threshold)
         for row, (ids, mask) in enumerate(zip(*batch.values(), strict=True)):
             exit_layer, logits, asked, by_the_last = original_answers(tensors, stock, ids[mask == 1], threshold)

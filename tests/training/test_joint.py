@@ -244,7 +244,9 @@ def test_three_stages(tmp_path, caplog):
         assert torch.equal(tensor, joint_model[name]) == ("off_ramps" not in name), name  # stage 2 on the new encoder
 
 
-@pytest.mark.parametrize("gone", [("off_ramps",), ("joint", "off_ramps")])
+@pytest.mark.parametrize(
+    "gone", [pytest.param(("off_ramps",), marks=pytest.mark.slow), ("joint", "off_ramps")], ids="+".join
+)
 def test_going_on_behind_a_finished_stage(tmp_path, gone):
     args, joint = arguments(tmp_path)
     whole = TwoStageTrainer(start(), args, args, second_stage="joint", joint_args=joint, **DATA)

@@ -96,7 +96,7 @@ def test_joint_training(tmp_path):
     assert len(trainer.predict(VALIDATION).predictions) == 4
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", ["cached", pytest.param("through_backbone", marks=pytest.mark.slow)])
 def test_lists_of_exit_layers(tmp_path, mode):
     """Metrics, page and card go by layer; both modes compute the same."""
     args = make_args(tmp_path, off_ramp_mode=mode, report_file="report.html", eval_strategy="epoch")

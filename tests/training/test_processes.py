@@ -47,7 +47,7 @@ def launch(processes, folder, *options):
 @pytest.mark.parametrize(
     ("what", "mode"),
     [
-        ("backbone", "cached"),
+        pytest.param("backbone", "cached", marks=pytest.mark.slow),
         pytest.param("off_ramps", "cached", marks=pytest.mark.slow),
         pytest.param("off_ramps", "through_backbone", marks=pytest.mark.slow),
         pytest.param("joint", "alternating", marks=pytest.mark.slow),

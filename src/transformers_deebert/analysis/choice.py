@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .latency import LatencyProfile
 
 RESAMPLES = 1000
+EARLIER_NAMES = {"harmful_flips": "negative_flips"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class ThresholdChoice:
         latency_ms, full_latency_ms (`float`, *optional*):
             With a latency profile: expected milliseconds for a row, with early exit and at full depth.
         latency_ms_interval (`tuple[float, float]`, *optional*): 95 % bootstrap interval of `latency_ms`.
-        harmful_flips (`int`, *optional*): With a guarantee: negative flips among its rows.
+        negative_flips (`int`, *optional*): With a guarantee: negative flips among its rows.
         temperatures (`tuple[float, ...]`, *optional*): Those of the table: the threshold holds for no others.
         layers, labels (`int`): Of the model that it is for.
         exit_layers (`tuple[int, ...]`): The layers that its exits stand behind; empty: all.
@@ -67,7 +68,7 @@ class ThresholdChoice:
     latency_ms: float | None = None
     full_latency_ms: float | None = None
     latency_ms_interval: tuple[float, float] | None = None
-    harmful_flips: int | None = None
+    negative_flips: int | None = None
     temperatures: tuple[float, ...] | None = None
     layers: int = 0
     labels: int = 0
@@ -97,9 +98,10 @@ class ThresholdChoice:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ThresholdChoice":
-        """The choice that [`to_dict`] gave, also after a way through JSON."""
+        """The choice that [`to_dict`] gave, also after a way through JSON and with the names of version 0.1."""
         fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+            EARLIER_NAMES.get(name, name): tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()
         }
         return cls(**fields)
 

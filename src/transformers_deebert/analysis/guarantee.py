@@ -70,7 +70,7 @@ def guaranteed_choice(
         reason = f"No threshold exits early so that, with {100 * confidence:g}% confidence, {promise}: {why}."
         selected, negative = 0.0, 0
     choice = evaluated_choice(evaluate_on or table, selected, met, reason, "accuracy", None, latency, seed)
-    return replace(choice, harmful_flips=negative)
+    return replace(choice, negative_flips=negative)
 
 
 def flips_words(number: int) -> str:

@@ -1,4 +1,4 @@
-"""What a row costs that leaves at each layer, in milliseconds measured on one machine, by its length."""
+"""Milliseconds of a row that exits at each layer, measured on one machine, by its length."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class LatencyProfile:
     """
-    Milliseconds of a row that leaves at each layer, at several lengths. Made by [`measure_latency`].
+    Milliseconds of a row that exits at each layer, at several lengths. Made by [`measure_latency`].
 
     Medians as they were measured: nothing makes them rise from layer to layer or with the length.
 
@@ -159,9 +159,9 @@ def measure_latency(
     criterion: Any = "entropy",
 ) -> LatencyProfile:
     """
-    Measures what a row costs that leaves at each layer.
+    Measures what a row costs that exits at each layer.
 
-    Batches of random tokens without padding leave together at a given layer, with every off-ramp before it consulted
+    Batches of random tokens without padding exit together at a given layer, with every off-ramp before it evaluated
     in vain, as Algorithm 1 of the paper has it. All lengths and layers take turns, in an order that is shuffled anew
     in each repeat: a change of the machine's mood meets all alike, and none always finds the cache as another left it.
     The model runs where it is, in evaluation mode, and returns to its mode afterwards.

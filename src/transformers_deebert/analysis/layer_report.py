@@ -26,9 +26,9 @@ class LayerReport:
         score (`float`): The metric where it answers every row.
         agreement (`float`): Share of all rows that it answers as the full depth does.
         calibration_error (`float`): Its expected calibration error.
-        consulted (`float`): Share of the rows that it is evaluated for.
-        taken (`float`): Share of the rows that exit there.
-        right_when_taken (`float`, *optional*): Share of correct answers among those; `None` where none exit.
+        evaluated (`float`): Share of the rows that it is evaluated for.
+        exited (`float`): Share of the rows that exit there.
+        correct_when_exited (`float`, *optional*): Share of correct answers among those; `None` where none exit.
         curve_change (`float`, *optional*):
             By how much the best metric at any saving falls, at most, when this off-ramp is left out; `None` for the
             model's own head.
@@ -40,9 +40,9 @@ class LayerReport:
     score: float
     agreement: float
     calibration_error: float
-    consulted: float
-    taken: float
-    right_when_taken: float | None
+    evaluated: float
+    exited: float
+    correct_when_exited: float | None
     curve_change: float | None
     curve_change_here: float | None
     redundant: bool
@@ -78,13 +78,13 @@ def layer_report(
     one = make_metric(metric, compute_metric, table.num_labels)
     exits, answers = table.exits_at(threshold)
     off_ramps = len(table.exit_layers) - 1
-    consults = np.append(np.broadcast_to(check_threshold(threshold, off_ramps), off_ramps) > 0, True)
+    evaluates = np.append(np.broadcast_to(check_threshold(threshold, off_ramps), off_ramps) > 0, True)
     full, curve = table.answers[:, -1], exit_curve(table)
     saving = 1 - exits.mean() / table.num_layers
     of_curve = metric if compute_metric is None and metric in EXACT else "accuracy"
     report = []
     for place, layer in enumerate(table.exit_layers):
-        own, taken, last = table.answers[:, place], exits == layer, place == off_ramps
+        own, exited, last = table.answers[:, place], exits == layer, place == off_ramps
         change, here, missed = (
             (None, None, True) if last else removal(table, curve, layer, of_curve, saving, tolerance)
         )
@@ -94,9 +94,9 @@ def layer_report(
                 score=one(own, table.labels),
                 agreement=float((own == full).mean()),
                 calibration_error=expected_calibration_error(table, layer),
-                consulted=float((exits >= layer).mean()) if consults[place] else 0.0,
-                taken=float(taken.mean()),
-                right_when_taken=float((answers == table.labels)[taken].mean()) if taken.any() else None,
+                evaluated=float((exits >= layer).mean()) if evaluates[place] else 0.0,
+                exited=float(exited.mean()),
+                correct_when_exited=float((answers == table.labels)[exited].mean()) if exited.any() else None,
                 curve_change=change,
                 curve_change_here=here,
                 redundant=not missed,

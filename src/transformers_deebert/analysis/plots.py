@@ -264,8 +264,8 @@ def plot_slices(
     figure = new_figure(width=7.2, height=1.5 + 0.34 * len(slices))
     left, right = figure.subplots(1, 2, sharey=True)
     places = range(len(slices))
-    colours = [COLOURS[1] if one.hurt else COLOURS[0] for one in slices]
-    hatches = ["//" if one.hurt else "" for one in slices]
+    colours = [COLOURS[1] if one.worse else COLOURS[0] for one in slices]
+    hatches = ["//" if one.worse else "" for one in slices]
     bars = left.barh(places, [100 * one.layer_saving for one in slices], color=colours)
     left.bar_label(bars, [f"{100 * one.layer_saving:.0f}" for one in slices], padding=2)
     left.set_xlabel("layer saving (%)")

@@ -106,9 +106,9 @@ def render(report: Report) -> str:
         redundant=redundant,
         tolerance=TOLERANCE,
         criterion=criterion_text(report.choice),
-        evaluated=sum(layer.consulted for layer in report.layers[:-1]),
+        evaluated=sum(layer.evaluated for layer in report.layers[:-1]),
         evaluated_without=None if report.without_redundant is None else evaluated(report.without_redundant),
-        worse={name: [one for one in slices if one.hurt] for name, slices in report.slices.items()},
+        worse={name: [one for one in slices if one.worse] for name, slices in report.slices.items()},
         largest=largest_score(report.choice.exit_score, report.classes),
         runtime=None if report.runtime is None else runtime_text(report.runtime),
         # Nothing in a string may end the element that the numbers stand in.
@@ -151,7 +151,7 @@ def runtime_text(runtime: RuntimeBenchmark) -> tuple[str, list[str]]:
 def draw(report: Report) -> dict[str, Callable[..., None]]:
     """The pictures of the page, each as a function of where to write it."""
     chosen = [point for point in report.points if point.threshold == report.choice.threshold]
-    taken = [layer.right_when_taken for layer in report.layers]
+    taken = [layer.correct_when_exited for layer in report.layers]
     exit_layers = [layer.layer for layer in report.layers]
 
     def trade_off(path: Any, form: str | None = None) -> None:

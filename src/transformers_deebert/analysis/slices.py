@@ -27,8 +27,8 @@ class Slice:
         exit_layer (`float`): Mean exit layer.
         layer_saving (`float`): 1 minus layers run over layers in a full pass.
         accuracy, full_accuracy, accuracy_change (`float`): With early exit, at full depth, and their difference.
-        harmful_flips (`int`): Negative flips: full depth correct, early exit incorrect.
-        hurt (`bool`):
+        negative_flips (`int`): Negative flips: full depth correct, early exit incorrect.
+        worse (`bool`):
             Whether early exit costs these rows more than the average: they lose more accuracy, and their share of
             negative flips is above that of all rows by a one-sided exact binomial test at 5 %, divided by the number
             of slices.
@@ -41,8 +41,8 @@ class Slice:
     accuracy: float
     full_accuracy: float
     accuracy_change: float
-    harmful_flips: int
-    hurt: bool
+    negative_flips: int
+    worse: bool
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain Python numbers and strings, ready for JSON."""
@@ -65,7 +65,7 @@ def slice_report(table: ExitTable, threshold: Threshold, by: str | Sequence[Any]
             are shown, and the rest together.
 
     Returns:
-        `list[Slice]`: the one for all rows first (it is never `hurt`), then the parts.
+        `list[Slice]`: the one for all rows first (it is never `worse`), then the parts.
 
     Raises:
         ValueError: for something else to slice by, or another number of values than rows.
@@ -89,8 +89,8 @@ def slice_report(table: ExitTable, threshold: Threshold, by: str | Sequence[Any]
                 accuracy=float(correct[rows].mean()),
                 full_accuracy=float(full[rows].mean()),
                 accuracy_change=change,
-                harmful_flips=flips,
-                hurt=change < total_change and is_more_than_chance(flips, number, flip_share, len(groups)),
+                negative_flips=flips,
+                worse=change < total_change and is_more_than_chance(flips, number, flip_share, len(groups)),
             )
         )
     return slices

@@ -131,6 +131,6 @@ def describe(choice: "ThresholdChoice") -> str:
         lines.append(f"time for a row  {choice.latency_ms:.2f} ms, at full depth {choice.full_latency_ms:.2f} ms")
     if choice.temperatures is not None:
         lines.append(f"temperatures    {', '.join(f'{value:.3f}' for value in choice.temperatures)}")
-    if choice.met and choice.harmful_flips is None:
+    if choice.met and choice.negative_flips is None:
         lines += ["", "On other rows it may lose more than on these; --confidence promises a bound."]
     return "\n".join(lines) + "\n"

@@ -19,8 +19,8 @@ from .model_card import NUMBERS_FILE, write_model_card
 
 def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     """
-    Makes a model exit at a chosen threshold, with the temperatures that it was chosen with, unless a call says
-    otherwise. For a saved checkpoint it also keeps the evidence in `numbers.json` and writes the model card again; for
+    Makes a model exit at a chosen threshold, with the temperatures that it was chosen with, unless a call sets
+    others. For a saved checkpoint it also keeps the evidence in `numbers.json` and writes the model card again; for
     exported ONNX files it keeps the evidence, and there is no card.
 
     Args:

@@ -196,7 +196,7 @@ class CardData:
         """The evidence of a choice."""
         low, high = (100 * change for change in choice.score_change_interval)
         scaled = "" if choice.temperatures is None else ", with the off-ramps scaled by temperatures,"
-        where = "On these rows" if choice.harmful_flips is not None else "There"
+        where = "On these rows" if choice.negative_flips is not None else "There"
         criterion = choice.exit_settings.get("exit_criterion")
         name = threshold_words(choice.threshold) if criterion is None else criterion_words(criterion)
         chosen = {

@@ -19,14 +19,14 @@ from .tokenizing import RowReader, rows_of
 
 class EarlyExitPredictor:
     """
-    Classifies many texts. A row leaves at the first sure off-ramp, as in `model(...)`, and the rows that stay go on
+    Classifies many texts. A row exits at the first confident off-ramp, as in `model(...)`, and the active rows go on
     together with those of other batches, so that deep layers run on full batches as well.
 
     Texts are read and tokenized ahead in a thread, sorted by length in windows, and cut into batches. What a row gets
     is what `model(**row, early_exit_entropy=…)` gives it alone (within float rounding; an ONNX export in int8 is the
     exception: there batch mates share scales). Input may be endless: at most two windows of texts are held,
-    `batch_size * L` rows are on their way through the L layers, and no row waits behind a layer for longer than a
-    window, even where hardly anybody gets.
+    `batch_size * L` rows are active in the L layers, and no row is held behind a layer for longer than a window, even
+    where few rows get.
 
     Full batches pay where small ones waste the hardware. On one or two cores that is below about 100 tokens: at batch
     size 8 they gain, at 32 and above a loop over batches sorted by length is about as fast.
