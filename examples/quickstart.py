@@ -242,9 +242,7 @@ def main(argv: list[str] | None = None) -> dict:
     with phases("report", "The report"):
         make_report(added.table, evaluate_on=test, title=title, facts=facts).save(output / "report.html")
     print_report(numbers)
-    print(
-        f"\nThe saved checkpoint, which exits at S = {threshold_text(choice.threshold)} unless a call sets another threshold:"
-    )
+    print(f"\nThe saved checkpoint, which exits at S = {threshold_text(choice.threshold)} unless a call sets another:")
     print_answers(classify(model, AutoTokenizer.from_pretrained(output)))
     print(f"\nIn {output}: the checkpoint, its card (README.md), report.html, trade_off.png and numbers.json.")
     print(f"{sum(phases.seconds.values()) / 60:.1f} minutes in all.")
