@@ -45,6 +45,7 @@ from .families import (
     from_backbone,
 )
 from .hub.conversion import convert_checkpoint
+from .inference.online import OnlinePredictor
 from .inference.predictor import EarlyExitPredictor
 from .models.exit_criteria_deebert import ExitCriterion
 from .models.exit_scores_deebert import ExitCandidate
@@ -134,6 +135,7 @@ __all__ = [
     "EarlyExitTextClassificationPipeline",
     "ExitCandidate",
     "ExitCriterion",
+    "OnlinePredictor",
     "__version__",
     "convert_checkpoint",
     "from_backbone",

@@ -357,7 +357,7 @@ def test_deep_layers_run_full_batches(tokenizer):
 
 def scheduler_and_batches(case, batch_size, rows):
     model, predictor, _, thresholds, _ = case
-    plan, _, reader = predictor._settings(TEXTS, None, {"early_exit_entropy": thresholds}, None, "raise")
+    plan, _, reader = predictor.make_settings(TEXTS, None, {"early_exit_entropy": thresholds}, None, "raise")
     windows = reader.windows(enumerate(rows), batch_size, 4, lambda: False)
     return Scheduler(model, plan, batch_size, 10**9), (batch for window in windows for batch in window.batches)
 
@@ -366,20 +366,20 @@ def scheduler_and_batches(case, batch_size, rows):
 def test_the_first_window_is_small(case, window, sizes):
     """It is read while the model waits; the others are read while it works."""
     _, predictor, rows, *_ = case
-    *_, reader = predictor._settings(TEXTS, None, {}, None, "raise")
+    *_, reader = predictor.make_settings(TEXTS, None, {}, None, "raise")
     items = enumerate((rows * 2)[:80])
     windows = itertools.islice(reader.windows(items, 2, window, lambda: False), 4)
     assert [sum(len(batch) for batch in read.batches) for read in windows] == sizes
 
 
-def test_rows_on_their_way_are_bounded(case):
+def test_rows_active_are_bounded(case):
     scheduler, batches = scheduler_and_batches(case, 8, TEXTS * 5)
     most = []
-    Rows(case[0], lambda rows: most.append(scheduler.on_their_way + rows))
+    Rows(case[0], lambda rows: most.append(scheduler.active + rows))
     answered = [index for part in scheduler.run(batches) for index in part.indices]
     assert sorted(answered) == list(range(300))
     assert 2 * 8 < max(most) <= NUM_LAYERS * 8
-    assert scheduler.on_their_way == 0
+    assert scheduler.active == 0
 
 
 def test_neighbours_are_alike(case):

@@ -144,7 +144,7 @@ class EarlyExitPredictor:
             "exit_layer": exit_layer,
         }
         items = rows_of(items)
-        settings = self._settings(items, batch_size, exits, text_column, errors)
+        settings = self.make_settings(items, batch_size, exits, text_column, errors)
         state = shared_state()
         rank, world = (0, 1) if state is None else (state.process_index, state.num_processes)
         size = len(items) if hasattr(items, "__len__") else None
@@ -204,7 +204,7 @@ class EarlyExitPredictor:
             "exit_layer": exit_layer,
         }
         items = rows_of(items)
-        settings = self._settings(items, batch_size, exits, text_column, errors)
+        settings = self.make_settings(items, batch_size, exits, text_column, errors)
         return self._stream(items, in_order, errors, settings)
 
     def exit_counts(self, reset: bool = False) -> tuple[int, ...]:
@@ -222,7 +222,7 @@ class EarlyExitPredictor:
                 self._counts = [0] * len(counts)
         return counts
 
-    def _settings(
+    def make_settings(
         self, items: Any, batch_size: Any, exits: dict, text_column: Any, errors: Any
     ) -> tuple[ExitPlan, int, RowReader]:
         """What a call's arguments make: which samples exit where, the batch size, and how to read items."""
@@ -270,7 +270,7 @@ class EarlyExitPredictor:
         with Prefetch(lambda stopped: reader.windows(items, batch_size, self.window, stopped)) as prefetch:
             for part in scheduler.run(batches(prefetch)):
                 yield from take_all(failures)
-                self._count(part)
+                self.count(part)
                 yield part
             yield from take_all(failures)
             if prefetch.error is not None:
@@ -287,7 +287,7 @@ class EarlyExitPredictor:
                     raise answer.error
                 yield answer
 
-    def _count(self, part: Answers) -> None:
+    def count(self, part: Answers) -> None:
         if part.error is None:
             with self._lock:
                 self._counts[self.model.exit_layers.index(part.exit_layer)] += len(part.indices)

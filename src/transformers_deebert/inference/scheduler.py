@@ -122,7 +122,7 @@ class Scheduler:
         self.begun = 0
 
     @property
-    def on_their_way(self) -> int:
+    def active(self) -> int:
         """Number of active rows."""
         return sum(waiting.rows for waiting in self.waiting.values())
 
@@ -148,6 +148,10 @@ class Scheduler:
     def shallowest(self) -> int | None:
         """The shallowest layer with rows in its queue."""
         return next((layer for layer, queue in self.waiting.items() if queue.rows), None)
+
+    def deepest(self) -> int | None:
+        """The deepest layer with rows in its queue."""
+        return next((layer for layer in reversed(self.waiting) if self.waiting[layer].rows), None)
 
     def begin(self, rows: list[Row]) -> list[Answers]:
         """Embeds new rows, and evaluates an exit there or runs the first layer."""
