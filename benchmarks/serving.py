@@ -3,11 +3,11 @@ Latency and throughput of a server with exits, against the same server at full d
 
     python benchmarks/serving.py quickstart-output [--threshold 0.45] [--seconds 30] [--batch_size 8]
 
-Starts `examples/serve_fastapi.py` in a process of its own, one thread, and sends it real sentences (the quickstart's
-test half, or `--file ROWS.jsonl`) at three loads: 40, 70 and 90 % of the requests a second that the full depth answers
-when 16 clients ask without a pause. Arrivals are random (Poisson) and do not slow down when the server does. Full depth
-(threshold 0, which is the stock model bit for bit) and exits take turns; latency is from the planned arrival to the
-answer.
+Starts `examples/serve_fastapi.py` in processes of their own, one thread each, and sends them real sentences (the
+quickstart's test half, or `--file ROWS.jsonl`) at three loads: 40, 70 and 90 % of the requests a second that the full
+depth answers when 16 clients ask without a pause. Arrivals are random (Poisson) and do not slow down when the server
+does. Full depth (threshold 0, which is the stock model bit for bit) and exits take turns, full depth a second time as
+the control; latency is from the planned arrival to the answer.
 """
 
 import argparse
