@@ -104,7 +104,9 @@ class Compactor:
         count = min(rows, usual_size(len(active), state.mask.device))
         width = min(columns, usual_size(max(self.remaining), state.mask.device))
         if count * width > (1 - MAX_IDLE_SHARE) * rows * columns:
-            return state
+            # That nothing is padded is worth knowing: pooling and attention then need no mask.
+            full = not self.holes and all(length == columns for length in self.remaining)
+            return replace(state, padding=False) if full else state
         state = state.resize(width)
         if count < rows:
             exited = [row for row, length in enumerate(self.remaining) if not length]

@@ -126,6 +126,6 @@ def checked_score(score: Score, candidate: ExitCandidate) -> torch.Tensor:
     if not isinstance(values, torch.Tensor) or values.shape != rows:
         given = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
         raise ValueError(f"`score` must return a tensor of shape {tuple(rows)}, one number a row, got {given}.")
-    # False for NaN and for minus infinity, which a comparison with the threshold would let through.
-    finite = candidate.logits.isfinite().all(-1) & (values > -math.inf)
-    return values.where(finite, math.inf)
+    # NaN where anything is not finite: fewer operations than `isfinite`, which is felt at batch 1.
+    zero = (candidate.logits.sum(-1, dtype=torch.float32) + values) * 0
+    return torch.where(zero == 0, values, math.inf)
