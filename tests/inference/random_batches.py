@@ -11,7 +11,7 @@ from transformers_deebert.models.exit_scores_deebert import SCORES, ExitCandidat
 
 LONGEST = 20  # tokens that the position tables hold
 NEAR = 1e-5  # scores so close to a threshold may be on either side of it
-FEW, MANY = 150, 10_000
+FEW, MANY = 300, 10_000
 
 
 def open_file(path):

@@ -186,10 +186,24 @@ def export_module(
         )
     assert program is not None  # which it is only without `dynamo`
     model = program.model_proto
+    spell_out_maxima(model.graph)
     for node in model.graph.node:
         node.ClearField("metadata_props")  # stack traces, with the paths of this machine
         node.ClearField("doc_string")
     return model
+
+
+def spell_out_maxima(graph: onnx.GraphProto) -> None:
+    """Makes each `Max` of two a comparison and a choice: converters to float16 fail at it inside branches."""
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Max" and len(node.input) == 2:
+            larger = f"{node.output[0]}_larger"
+            nodes.append(onnx.helper.make_node("Greater", list(node.input), [larger], f"{node.name}_larger"))
+            node = onnx.helper.make_node("Where", [larger, *node.input], list(node.output), node.name)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @contextlib.contextmanager
