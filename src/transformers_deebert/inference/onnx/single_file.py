@@ -172,6 +172,9 @@ class SingleFile:
         state = state | {"hidden": f"layer_{layer}_states"}
         if carried:
             state[PAST] = self.carry(place, nodes, carry, state)
+            inside = f"layer_{layer}_{next_name(PAST)}"
+            for node in off_ramp.nodes:
+                node.input[:] = [state[PAST] if name == inside else name for name in node.input]
         evaluation, state = self.evaluate(place, nodes, off_ramp, state)
         state = self.drop_exited(layer, nodes, evaluation, state)
         following = nodes.branch()
