@@ -77,7 +77,7 @@ def open_session(path: Path, threads: int, spinning: bool = False) -> onnxruntim
 
 def run_session(session: Any, arrays: list[dict[str, np.ndarray]], **settings: np.ndarray) -> list[list[np.ndarray]]:
     """What a session answers to each batch; inputs that it does not take are left out."""
-    names = {value.name for value in session.get_inputs()}
+    names = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
     return [
         session.run(None, {name: array for name, array in (batch | settings).items() if name in names})
         for batch in arrays

@@ -58,7 +58,8 @@ def check_random_batches(path, model, cases, family="bert", score="entropy", pat
         width, side = int(numbers.integers(max(lengths), LONGEST + 1)), str(numbers.choice(["left", "right"]))
         batch = make_batch(family, lengths=lengths, width=width, side=side, seed=case)
         thresholds = numbers.choice(usual.T, len(usual)).diagonal() * numbers.uniform(0.9, 1.1, len(usual))
-        thresholds = (thresholds * (numbers.random(len(usual)) < 0.7)).astype(np.float32)
+        on = (numbers.random(len(usual)) < 0.7) & (thresholds > 100 * NEAR)
+        thresholds = (thresholds * on).astype(np.float32)
         if numbers.random() < 0.2:
             thresholds = thresholds[:1]
         given = [float(value) for value in thresholds]

@@ -141,11 +141,15 @@ PABEE = {"score": "disagreement", "threshold": 0.5, "patience": 2}
     ],
 )
 def test_off_ramps_and_criteria_that_read_earlier_layers(tmp_path, caplog, head, criterion):
-    """In one file, whichever of them are switched on; segments are refused before anything is written."""
-    settings = {"off_ramp_layers": [0, 1, 2], "off_ramp_temperatures": [0.5, 1.5, 2.0], "off_ramp_pooling": "mean"}
-    settings |= {"num_layers": 3, "off_ramp_head": head, "off_ramp_context": "past"}
-    model, folder = make_model(**settings), tmp_path / "past"
+    """
+    In one file, whichever of them are switched on; segments are refused before anything is written. The model that is
+    exported stays as it is.
+    """
+    settings = {"off_ramp_layers": [0, 1, 2, 3], "off_ramp_temperatures": [0.5, 1.5, 2.0, 1.0]}
+    settings |= {"off_ramp_pooling": "mean", "off_ramp_head": head, "off_ramp_context": "past"}
+    model, folder = make_model(**settings).bfloat16().train(), tmp_path / "past"
     model.config.exit_criterion = criterion
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for single_file in (True, False):
         with pytest.raises(ValueError, match=r"`segments` cannot be written.*'past'.*`segments=False`"):
             export_onnx(model, folder, single_file=single_file, segments=True if single_file else None)
@@ -153,12 +157,16 @@ def test_off_ramps_and_criteria_that_read_earlier_layers(tmp_path, caplog, head,
         export_onnx(model, folder)
     assert "no segments are written" in caplog.text
     assert not list(folder.glob("segment*"))
+    assert (model.training, model.dtype) == (True, torch.bfloat16)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model.eval().float()
     criterion = criterion or {"score": "entropy", "patience": 1}
     known = {"score": criterion["score"], "patience": criterion["patience"]}
-    seen = check_random_batches(folder / "model.onnx", model, FEW, **known)
-    assert len(seen) >= 2
+    assert len(check_random_batches(folder / "model.onnx", model, FEW, **known)) >= 3
     exported, batch = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1), make_batch()
-    for thresholds in ([0.6] * 3, [0.0, 0.6, 0.6], [0.6, 0.0, 0.6], [0.0, 0.0, 0.6], [0.0] * 3):
+    for on in ((1, 1, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (0, 1, 0, 1), (0, 0, 1, 0), (0, 0, 0, 0)):
+        thresholds = [0.6 * flag for flag in on]
         setting = {"exit_criterion": known | {"threshold": thresholds}}
         check_same(exported(**batch, **setting), model(**batch, **setting))
     check_same(exported(**batch), model(**batch))

@@ -116,6 +116,15 @@ def split_by_output(graph: onnx.GraphProto, outputs: Iterable[list[str]]) -> lis
     return parts
 
 
+def shared_by(graph: onnx.GraphProto, first: list[str], second: list[str]) -> list[str]:
+    """What both groups of outputs need, besides the first outputs themselves; constants, above all."""
+    producers = {name: node for node in graph.node for name in node.output}
+    before = needed_for(first, producers) - set(first)
+    for name in first:
+        del producers[name]
+    return sorted(before & needed_for(second, producers))
+
+
 def rename_tensors(graph: onnx.GraphProto, renamed: Callable[[str], str], prefix: str) -> None:
     """Renames all tensors of a graph without branches, and puts the prefix in front of its nodes' names."""
     for node in graph.node:

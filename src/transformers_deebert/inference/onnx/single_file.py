@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from ...models.early_exit_deebert import PAST
 from ...models.exit_plan_deebert import RUN_LENGTH
-from .graph import Nodes, Pieces, rename_tensors, split_by_output
+from .graph import Nodes, Pieces, rename_tensors, shared_by, split_by_output
 from .segments import next_name
 
 
@@ -167,7 +167,8 @@ class SingleFile:
         known = {value.name for value in self.flats[last].graph.output}
         carried = [name for name in [next_name(PAST)] if name in known]
         given = [name for name in known if name not in ("states", "entropy", *carried)]
-        trunk, carry, off_ramp = self.parts(last, state, [["states"], carried, given])
+        both = shared_by(self.flats[last].graph, carried, given)
+        trunk, carry, off_ramp = self.parts(last, state, [["states", *both], carried, given])
         nodes.extend(trunk)
         state = state | {"hidden": f"layer_{layer}_states"}
         if carried:
