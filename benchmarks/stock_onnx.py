@@ -60,9 +60,9 @@ def export_stock(stock: Any, path: Path, dtype: str = "float32", one_row: bool =
     module = StockLogits(stock, additive=takes_masks and "layer_types" not in stock.config)
     mask = torch.ones(1 if one_row else 2, 8, dtype=torch.long)
     mask[-1, 5:] = 0
-    inputs = [torch.ones_like(mask), mask, torch.zeros_like(mask)]
+    inputs = dict(zip(INPUTS, [torch.ones_like(mask), mask, torch.zeros_like(mask)], strict=True))
     dynamic = {1: "width"} if one_row else {0: "rows", 1: "width"}
-    graph = export_module(module, inputs, INPUTS, ["logits"], dynamic, 20)
+    graph = export_module(module, inputs, INPUTS, ["logits"], dict.fromkeys(INPUTS, dynamic), 20)
     onnx.save(quantize_layers(graph, "logits") if dtype == "int8" else graph, path)
 
 
@@ -77,7 +77,7 @@ def open_session(path: Path, threads: int, spinning: bool = False) -> onnxruntim
 
 def run_session(session: Any, arrays: list[dict[str, np.ndarray]], **settings: np.ndarray) -> list[list[np.ndarray]]:
     """What a session answers to each batch; inputs that it does not take are left out."""
-    names = {value.name for value in session.get_inputs()}
+    names = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
     return [
         session.run(None, {name: array for name, array in (batch | settings).items() if name in names})
         for batch in arrays

@@ -348,11 +348,31 @@ def pooling(request):
 
 
 @pytest.fixture(scope="session")
-def exported_bert(tmp_path_factory):
-    """The folder of an exported BERT, with temperatures and mean pooling: exporting takes seconds a layer."""
-    from transformers_deebert import export_onnx
+def exported(tmp_path_factory):
+    """
+    Folders of an exported BERT, with temperatures and mean pooling, by dtype. Tracing takes seconds a layer, so both
+    are made of the same graphs.
+    """
+    from transformers_deebert.inference.onnx import export
 
-    return export_onnx(make_model(**EXPORTED), tmp_path_factory.mktemp("onnx") / "bert")
+    trace, traced = export.export_segment, {}
+
+    def trace_once(model, layer, *settings):
+        if layer not in traced:
+            traced[layer] = trace(model, layer, *settings)
+        return copy.deepcopy(traced[layer])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "export_segment", trace_once)
+        return {
+            dtype: export.export_onnx(make_model(**EXPORTED), tmp_path_factory.mktemp("onnx") / dtype, dtype=dtype)
+            for dtype in export.DTYPES
+        }
+
+
+@pytest.fixture(scope="session")
+def exported_bert(exported):
+    return exported["float32"]
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ class OnnxModels:
         dtype (`str`): `"float32"` or `"int8"`.
         stock, bare (`onnxruntime.InferenceSession`): The stock class at full depth, and without its layers.
         segments ([`OnnxEarlyExitModel`]): A file for each layer.
-        single (`onnxruntime.InferenceSession`): One file with the exits inside, for one row at a time.
+        single (`onnxruntime.InferenceSession`): One file with the exits inside.
     """
 
     dtype: str
@@ -41,11 +41,13 @@ def make_onnx(model: Any, stock: Any, bare: Any, folder: Path, threads: int, dty
         files[name] = folder / f"{name}_{dtype}.onnx"
         export_stock(one, files[name], dtype)
     exits = export_onnx(model, folder / dtype, dtype=dtype)
+    segments = OnnxEarlyExitModel.from_pretrained(exits, num_threads=threads)
+    segments.single_file = None  # or calls would run it
     return OnnxModels(
         dtype=dtype,
         stock=open_session(files["stock"], threads),
         bare=open_session(files["bare"], threads),
-        segments=OnnxEarlyExitModel.from_pretrained(exits, num_threads=threads),
+        segments=segments,
         single=open_session(exits / "model.onnx", threads),
     )
 
@@ -75,9 +77,8 @@ def segment_contenders(models: OnnxModels, batches: Batches, points: list[Point]
 
 
 def single_file_contenders(models: OnnxModels, batches: Batches, points: list[Point]) -> list[Contender]:
-    """For batches of one row."""
     arrays = to_arrays(batches)
-    runs = [partial(run_session, models.single, arrays, early_exit_entropy=threshold_array(point)) for point in points]
+    runs = [partial(run_session, models.single, arrays, exit_threshold=threshold_array(point)) for point in points]
     return [
         Contender.at(point, "single file", ONNX[models.dtype], run, exits_of_single_file)
         for point, run in zip(points, runs, strict=True)

@@ -224,19 +224,19 @@ def in_onnx_runtime(
         choosing, reading = subject.collect(models.segments, batch_size)
     points = [Point("S = 0", 0.0, 0.0, accuracies(reading)[-1]), *make_points(choosing, reading)]
     contenders += onnx_runtime.segment_contenders(models, batches, points)
-    if batch_size == 1:
-        if models.dtype != "float32":
-            points = [read_single_file(subject, models.single, point) for point in points]
-        contenders += onnx_runtime.single_file_contenders(models, batches, points)
-    return contenders
+    if models.dtype != "float32":
+        points = [read_single_file(subject, models.single, point, batch_size) for point in points]
+    return contenders + onnx_runtime.single_file_contenders(models, batches, points)
 
 
-def read_single_file(subject: Subject, session: Any, point: Point) -> Point:
-    """A threshold, and what the single file gives with it on the rows to read."""
-    arrays = onnx_runtime.to_arrays(subject.batches(range(len(subject.reading)), 1))
-    outputs = onnx_runtime.run_session(session, arrays, early_exit_entropy=onnx_runtime.threshold_array(point))
+def read_single_file(subject: Subject, session: Any, point: Point, batch_size: int) -> Point:
+    """A threshold, and what the single file gives with it on the rows to read, sorted by length into batches."""
+    places = sorted(range(len(subject.reading)), key=lambda place: len(subject.reading[place]["text"]))
+    arrays = onnx_runtime.to_arrays(subject.batches(places, batch_size))
+    outputs = onnx_runtime.run_session(session, arrays, exit_threshold=onnx_runtime.threshold_array(point))
     exits = onnx_runtime.exits_of_single_file(outputs)
-    right = [logits.argmax() == row["label"] for (logits, _), row in zip(outputs, subject.reading, strict=True)]
+    answers = np.concatenate([logits.argmax(-1) for logits, _ in outputs])
+    right = answers == [subject.reading[place]["label"] for place in places]
     saving = 1 - exits.double().mean().item() / subject.model.config.num_hidden_layers
     return replace(point, saving=saving, accuracy=float(np.mean(right)))
 

@@ -79,8 +79,7 @@ def make_contenders(model: Any, stock: Any, bare: Any, onnx_models: Any, batches
     if onnx_models is not None:
         contenders += onnx_runtime.stock_contenders(onnx_models, batches)
         contenders += onnx_runtime.segment_contenders(onnx_models, batches, points)
-        if len(batches[0]["input_ids"]) == 1:
-            contenders += onnx_runtime.single_file_contenders(onnx_models, batches, points)
+        contenders += onnx_runtime.single_file_contenders(onnx_models, batches, points)
     return contenders
 
 

@@ -1,6 +1,6 @@
-// One row a call through the single file, in Node.js: reads [[ids, thresholds], …] from stdin, writes one answer a line.
+// Batches through the single file, in Node.js: reads [[ids, mask, thresholds], …] from stdin, writes one answer a line.
 //
-//     npm install onnxruntime-node && node onnx_exit.mjs model.onnx < rows.json
+//     npm install onnxruntime-node && node onnx_exit.mjs model.onnx < batches.json
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -8,14 +8,16 @@ import { createRequire } from "node:module";
 const { InferenceSession, Tensor } = createRequire(import.meta.url)("onnxruntime-node"); // also found by NODE_PATH
 
 const session = await InferenceSession.create(process.argv[2]);
-const row = (values) => new Tensor("int64", BigInt64Array.from(values, BigInt), [1, values.length]);
-for (const [ids, thresholds] of JSON.parse(readFileSync(0, "utf-8"))) {
+const matrix = (rows) => new Tensor("int64", BigInt64Array.from(rows.flat(), BigInt), [rows.length, rows[0].length]);
+for (const [ids, mask, thresholds] of JSON.parse(readFileSync(0, "utf-8"))) {
   const feeds = {
-    input_ids: row(ids),
-    attention_mask: row(ids.map(() => 1)),
-    token_type_ids: row(ids.map(() => 0)),
-    early_exit_entropy: new Tensor("float32", Float32Array.from(thresholds), [thresholds.length]),
+    input_ids: matrix(ids),
+    attention_mask: matrix(mask),
+    token_type_ids: matrix(ids.map((row) => row.map(() => 0))),
   };
+  if (thresholds !== null) feeds.exit_threshold = new Tensor("float32", Float32Array.from(thresholds), [thresholds.length]);
   const { logits, exit_layer } = await session.run(feeds);
-  console.log(JSON.stringify([Array.from(logits.data), Array.from(exit_layer.data, Number)]));
+  const [rows, labels] = logits.dims;
+  const values = Array.from({ length: rows }, (_, row) => Array.from(logits.data.slice(row * labels, (row + 1) * labels)));
+  console.log(JSON.stringify([values, Array.from(exit_layer.data, Number)]));
 }

@@ -5,10 +5,10 @@ import json
 import logging
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from conftest import make_batch, make_model, spread_thresholds, take_rows
+from random_batches import FEW, check_random_batches, open_file, run_file
 
 from transformers_deebert import EarlyExitPredictor, ExitCriterion, OnnxEarlyExitModel, collect_exits, export_onnx
 from transformers_deebert.models.exit_scores_deebert import SCORES, ExitCandidate
@@ -90,6 +90,7 @@ def settings_of(name):
 def test_calls_have_every_criterion(models, name, exits, side):
     exported, reference = models
     batch, settings = make_batch(side=side, width=14), settings_of(name)
+    exported.single_file = None  # in segments
     output, expected = exported(**batch, **settings), reference(**batch, **settings)
     assert set(expected.exit_layers.tolist()) == exits
     check_same(output, expected)
@@ -115,54 +116,68 @@ def test_no_rows(models):
     assert output.logits.shape == (0, 3)
 
 
-@pytest.mark.parametrize("switched_on", [(1, 1), (0, 1), (1, 0), (0,), (9,)])
-def test_the_single_file_compares_the_score_of_the_configuration(folder, switched_on):
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
-    batch = make_batch()
-    limits = np.array(switched_on, np.float32) * thresholds_of("margin")[: len(switched_on)]
-    limits = limits.astype(np.float32)
-    criterion = {"score": "margin", "threshold": limits if len(limits) > 1 else limits[0]}
-    expected = make_bert()(**batch, exit_criterion=criterion)
-    for row, exit_layer in enumerate(expected.exit_layers.tolist()):
-        arrays = {name: tensor[row : row + 1].numpy() for name, tensor in batch.items()}
-        feeds = arrays | {"token_type_ids": np.zeros_like(arrays["input_ids"]), "exit_threshold": limits}
-        logits, layer = session.run(["logits", "exit_layer"], feeds)
-        assert layer.tolist() == [exit_layer]
-        np.testing.assert_allclose(logits[0], expected.logits[row], atol=1e-4, rtol=1e-4)
+def test_the_single_file_compares_the_score_of_the_configuration(folder, models):
+    exported, reference = models
+    assert check_random_batches(folder / "model.onnx", reference, FEW, score="margin") == {0, 2, 3}
+    batch = make_batch(side="left", width=14)
+    expected = reference(**batch)
+    logits, layers = run_file(open_file(folder / "model.onnx"), batch)  # the default
+    assert layers.tolist() == expected.exit_layers.tolist()
+    np.testing.assert_allclose(logits, expected.logits, atol=1e-4, rtol=1e-4)
+    check_same(exported(**batch), expected)
+    assert exported.loaded_segments is None
 
 
-@pytest.mark.parametrize("head", ["mlp", pytest.param("linear", marks=pytest.mark.slow)])
-def test_off_ramps_that_read_earlier_layers(tmp_path, caplog, head):
-    """In one file, whichever of them are switched on; segments are refused before anything is written."""
-    settings = SETTINGS | {"off_ramp_layers": [0, 1, 2], "off_ramp_temperatures": [0.5, 1.5, 2.0]}
-    model, batch = make_model(**settings, off_ramp_head=head, off_ramp_context="past"), make_batch()
+PABEE = {"score": "disagreement", "threshold": 0.5, "patience": 2}
+
+
+@pytest.mark.parametrize(
+    ("head", "criterion"),
+    [
+        ("mlp", PABEE),
+        pytest.param("linear", None, marks=pytest.mark.slow),
+        pytest.param("mlp", PABEE | {"patience": 1}, marks=pytest.mark.slow),
+        pytest.param("linear", {"score": "least_confidence", "threshold": 0.2, "patience": 3}, marks=pytest.mark.slow),
+    ],
+)
+def test_off_ramps_and_criteria_that_read_earlier_layers(tmp_path, caplog, head, criterion):
+    """
+    In one file, whichever of them are switched on; segments are refused before anything is written. The model that is
+    exported stays as it is.
+    """
+    settings = {"off_ramp_layers": [0, 1, 2, 3], "off_ramp_temperatures": [0.5, 1.5, 2.0, 1.0]}
+    settings |= {"off_ramp_pooling": "mean", "off_ramp_head": head, "off_ramp_context": "past"}
+    model, folder = make_model(**settings).bfloat16().train(), tmp_path / "past"
+    model.config.exit_criterion = criterion
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     for single_file in (True, False):
         with pytest.raises(ValueError, match=r"`segments` cannot be written.*'past'.*`segments=False`"):
-            export_onnx(model, tmp_path / "past", single_file=single_file, segments=True if single_file else None)
+            export_onnx(model, folder, single_file=single_file, segments=True if single_file else None)
     with caplog.at_level(logging.WARNING):
-        export_onnx(model, tmp_path / "past")
+        export_onnx(model, folder)
     assert "no segments are written" in caplog.text
-    assert not list((tmp_path / "past").glob("segment*"))
-    session = onnxruntime.InferenceSession(tmp_path / "past" / "model.onnx")
-    every = torch.stack(model(**batch, output_off_ramp_logits=True).off_ramp_logits, 1)
-    entropies = SCORES["entropy"].function(ExitCandidate(every.flatten(0, 1))).view(len(every), -1)
-    limits = spread_thresholds(entropies)
-    for thresholds in (limits, [0.0, *limits[1:]], [0.0, 0.0, limits[2]], [0.0] * 3):
-        expected = model(**batch, early_exit_entropy=thresholds)
-        for row, exit_layer in enumerate(expected.exit_layers.tolist()):
-            feeds = {name: tensor[row : row + 1].numpy() for name, tensor in batch.items()}
-            feeds |= {"token_type_ids": np.zeros_like(feeds["input_ids"])}
-            feeds |= {"early_exit_entropy": np.array(thresholds, np.float32)}
-            logits, layer = session.run(["logits", "exit_layer"], feeds)
-            assert layer.tolist() == [exit_layer]
-            np.testing.assert_allclose(logits[0], expected.logits[row], atol=1e-4, rtol=1e-4)
-        assert len(expected.exit_layers.unique()) == 1 + sum(limit > 0 for limit in thresholds)
+    assert not list(folder.glob("segment*"))
+    assert (model.training, model.dtype) == (True, torch.bfloat16)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model.eval().float()
+    criterion = criterion or {"score": "entropy", "patience": 1}
+    known = {"score": criterion["score"], "patience": criterion["patience"]}
+    assert len(check_random_batches(folder / "model.onnx", model, FEW, **known)) >= 3
+    exported, batch = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1), make_batch()
+    for on in ((1, 1, 1, 1), (0, 1, 1, 1), (1, 0, 1, 1), (0, 1, 0, 1), (0, 0, 1, 0), (0, 0, 0, 0)):
+        thresholds = [0.6 * flag for flag in on]
+        setting = {"exit_criterion": known | {"threshold": thresholds}}
+        check_same(exported(**batch, **setting), model(**batch, **setting))
+    check_same(exported(**batch), model(**batch))
+    with pytest.raises(ValueError, match="has no segments, which other exit criteria"):
+        exported(**batch, exit_layer=1)
 
 
 def test_notes(folder):
     notes = json.loads((folder / "onnx.json").read_text())
     assert notes["exit_layers"] == [0, 2, 3]
-    assert notes["single_file"]["score"] == "margin"
+    assert (notes["single_file"]["score"], notes["single_file"]["patience"]) == ("margin", 1)
     assert [entry["file"] for entry in notes["segments"]] == [f"segment_0{layer}.onnx" for layer in range(4)]
     assert [entry["outputs"] for entry in notes["segments"]] == [
         ["states", "logits", "entropy"],
@@ -170,16 +185,6 @@ def test_notes(folder):
         ["states", "logits", "entropy"],
         ["logits", "entropy"],
     ]
-
-
-@pytest.mark.parametrize(
-    "criterion",
-    [{"score": "disagreement", "threshold": 0.5}, {"score": "margin", "threshold": 0.5, "patience": 2}],
-)
-def test_criteria_over_several_exits_are_refused_for_the_single_file(tmp_path, criterion):
-    with pytest.raises(ValueError, match=rf"`single_file` is True.*exit_criterion.*{criterion['score']}.*set it to F"):
-        export_onnx(make_bert(**criterion), tmp_path / "out", segments=False)
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_call_leaves_the_configuration_alone(models):

@@ -1,5 +1,6 @@
-"""ONNX files with the exits inside, against the PyTorch model."""
+"""ONNX files, against the PyTorch model."""
 
+import itertools
 import json
 import logging
 import math
@@ -24,7 +25,8 @@ from conftest import (
     spread_thresholds,
     take_rows,
 )
-from transformers import BertTokenizer, pipeline
+from random_batches import FEW, MANY, check_random_batches, feeds_of, open_file, run_file
+from transformers import AutoConfig, BertConfig, BertTokenizer, pipeline
 
 from transformers_deebert import (
     EarlyExitPredictor,
@@ -35,7 +37,7 @@ from transformers_deebert import (
     pick_threshold,
 )
 from transformers_deebert.cli import main
-from transformers_deebert.inference.onnx.export import warn_of_defaults
+from transformers_deebert.inference.onnx import export
 
 
 # Exporting takes seconds a layer: BERT is always tested, the others with the slow tests.
@@ -67,6 +69,14 @@ def model(folder):
     return OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
 
 
+@pytest.fixture(scope="module")
+def segments(exported_bert):
+    """The same without its single file."""
+    model = OnnxEarlyExitModel.from_pretrained(exported_bert, num_threads=1)
+    model.single_file = None
+    return model
+
+
 @pytest.fixture
 def case():
     """The PyTorch model, a batch, thresholds, and their answer, in which at least three exit layers occur."""
@@ -82,29 +92,11 @@ def check_same(output, expected):
     torch.testing.assert_close(output.logits, expected.logits, **CLOSE)
 
 
-def single_feeds(session, batch, row, thresholds):
-    """What the single file wants for one row."""
-    ids = batch["input_ids"][row : row + 1].numpy()
-    feeds = {
-        "input_ids": ids,
-        "attention_mask": batch["attention_mask"][row : row + 1].numpy(),
-        "token_type_ids": np.zeros_like(ids),
-        "early_exit_entropy": np.array(thresholds, dtype=np.float32),
-    }
-    return {value.name: feeds[value.name] for value in session.get_inputs()}
-
-
 def check_single(path, batch, thresholds, expected):
-    """Each row alone through the single file, with its padding."""
-    session = onnxruntime.InferenceSession(path)
-    answers = [
-        session.run(["logits", "exit_layer"], single_feeds(session, batch, row, thresholds))
-        for row in range(len(expected.logits))
-    ]
-    assert [layer.tolist() for _, layer in answers] == [[layer] for layer in expected.exit_layers.tolist()]
-    torch.testing.assert_close(
-        torch.tensor(np.concatenate([logits for logits, _ in answers])), expected.logits, **CLOSE
-    )
+    """The single file, for the whole batch."""
+    logits, layers = run_file(open_file(path), batch, thresholds)
+    assert layers.tolist() == expected.exit_layers.tolist()
+    torch.testing.assert_close(torch.from_numpy(logits), expected.logits, **CLOSE)
 
 
 # ---- every family
@@ -121,23 +113,24 @@ def test_families_give_the_answers_of_pytorch(name, tmp_path):
     expected = reference(**batch, early_exit_entropy=thresholds)
     assert len(expected.exit_layers.unique()) >= 3
     left = make_batch(name, side="left", width=15)
-    for given in (batch, left):
-        check_same(model(**given, early_exit_entropy=thresholds), expected)
-        check_same(model(**given), reference(**given))
-    check_single(folder / "model.onnx", batch, thresholds, expected)
-    check_single(folder / "model.onnx", left, thresholds, expected)
+    check_random_batches(folder / "model.onnx", reference, FEW, name)
+    for _ in range(2):  # in the single file, and in segments
+        for given in (batch, left):
+            check_same(model(**given, early_exit_entropy=thresholds), expected)
+            check_same(model(**given), reference(**given))
+        model.single_file = None
 
 
 # ---- segments, in detail
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize(("lengths", "width"), [(LENGTHS, None), (LENGTHS, 20), ((3, 1, 9), 11), ((7,), None)])
-def test_batches_and_widths_that_the_exporter_never_saw(model, case, side, lengths, width):
+@pytest.mark.parametrize(("lengths", "width"), [(LENGTHS, 20), ((7,), None)])
+def test_batches_and_widths_that_the_exporter_never_saw(segments, case, side, lengths, width):
     reference, _, thresholds, _ = case
     batch = make_batch(lengths=lengths, width=width, side=side, seed=2)
-    check_same(model(**batch, early_exit_entropy=thresholds), reference(**batch, early_exit_entropy=thresholds))
-    check_same(model(**batch), reference(**batch))
+    check_same(segments(**batch, early_exit_entropy=thresholds), reference(**batch, early_exit_entropy=thresholds))
+    check_same(segments(**batch), reference(**batch))
 
 
 def spy_on(model, monkeypatch, note):
@@ -157,23 +150,25 @@ def spy_on(model, monkeypatch, note):
     return seen
 
 
-def test_rows_and_columns_that_left_are_dropped(model, case, monkeypatch):
+def test_segments_drop_exited_rows_and_columns(segments, case, monkeypatch):
     _, batch, thresholds, expected = case
-    seen = spy_on(model, monkeypatch, lambda feeds: feeds["attention_mask"].shape)
-    check_same(model(**batch, early_exit_entropy=thresholds), expected)
-    waiting = [int((expected.exit_layers >= layer).sum()) for layer in range(1, NUM_LAYERS + 1)]
-    assert [rows for rows, _ in seen] == waiting
+    seen = spy_on(segments, monkeypatch, lambda feeds: feeds["attention_mask"].shape)
+    check_same(segments(**batch, early_exit_entropy=thresholds), expected)
+    active = [int((expected.exit_layers >= layer).sum()) for layer in range(1, NUM_LAYERS + 1)]
+    assert [rows for rows, _ in seen] == active
     lengths = batch["attention_mask"].sum(1)
     assert [width for _, width in seen] == [
         int(lengths[expected.exit_layers >= layer].max()) for layer in range(1, NUM_LAYERS + 1)
     ]
     seen.clear()
-    model(**batch, early_exit_entropy=9.0)
+    segments(**batch, early_exit_entropy=9.0)
     assert len(seen) == 1  # no row is active in layer 2
 
 
-def test_every_threshold(model, case):
+@pytest.mark.parametrize("form", ["model", "segments"])
+def test_every_threshold(form, case, request):
     reference, batch, thresholds, _ = case
+    model = request.getfixturevalue(form)
     assert model(**batch, early_exit_entropy=0.0).exit_layers.tolist() == [NUM_LAYERS] * len(LENGTHS)
     assert model(**batch, early_exit_entropy=math.log(3) + 0.01).exit_layers.tolist() == [1] * len(LENGTHS)
     switched_off = [0.0, *thresholds[1:]]
@@ -200,12 +195,41 @@ def test_layers_and_all_exits(model, case):
 
 
 def test_configuration_decides_where_the_call_says_nothing(folder, case, tmp_path):
+    """In a plain client of the file as well."""
     _, batch, thresholds, expected = case
     model = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
+    assert run_file(open_file(folder / "model.onnx"), batch)[1].tolist() == [NUM_LAYERS] * len(LENGTHS)
     model.config.early_exit_entropy = thresholds
     check_same(model(**batch), expected)
     model.save_pretrained(tmp_path / "copy")
     check_same(OnnxEarlyExitModel.from_pretrained(tmp_path / "copy", num_threads=1)(**batch), expected)
+    check_single(tmp_path / "copy" / "model.onnx", batch, None, expected)
+
+
+def test_a_default_of_another_criterion(folder, case, tmp_path, caplog):
+    """The segments follow it; the single file runs the full depth."""
+    reference, batch, _, _ = case
+    model = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
+    model.config.exit_criterion = {"score": "disagreement", "threshold": 0.5}
+    model.save_pretrained(tmp_path / "copy")
+    assert "knows the score 'entropy' with patience 1, the configuration's threshold is of" in caplog.text
+    check_single(tmp_path / "copy" / "model.onnx", batch, None, reference(**batch))
+    copy = OnnxEarlyExitModel.from_pretrained(tmp_path / "copy", num_threads=1)
+    check_same(copy(**batch), reference(**batch, exit_criterion=model.config.exit_criterion))
+
+
+def test_other_libraries_know_the_configuration(folder):
+    config = AutoConfig.from_pretrained(folder)
+    assert type(config) is BertConfig
+    assert config.off_ramp_temperatures == TEMPERATURES
+    assert OnnxEarlyExitModel.from_pretrained(folder, num_threads=1).config.to_dict() == make_bert().config.to_dict()
+
+
+def single_rows(batch):
+    lengths = batch["attention_mask"].sum(1).tolist()
+    return [
+        {name: tensor[row : row + 1, :length] for name, tensor in batch.items()} for row, length in enumerate(lengths)
+    ]
 
 
 def collect(model, batch):
@@ -232,7 +256,9 @@ def test_a_chosen_threshold_is_the_folders_own(folder, case, tmp_path):
     assert model(**batch).exit_layers.tolist() == expected
     assert model.config.off_ramp_temperatures == TEMPERATURES
     assert json.loads((copy / "numbers.json").read_text())["threshold_choice"] == choice.to_dict()
-    assert not (copy / "README.md").exists()  # it would tell how to load a checkpoint
+    assert not (copy / "README.md").exists()  # it would show how to load a checkpoint
+    session = open_file(copy / "model.onnx")
+    assert np.concatenate([run_file(session, row)[1] for row in single_rows(batch)]).tolist() == expected
 
     other = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
     apply_threshold(other, choice)
@@ -303,7 +329,7 @@ def test_the_predictor_runs_segments(model, case, setting):
     assert answers.exit_layers.tolist() == wanted.exit_layers.tolist()
 
 
-def test_exits_are_collected_and_told_by_the_pipeline(model, case, tmp_path, caplog):
+def test_exits_are_collected_and_shown_by_the_pipeline(model, case, tmp_path, caplog):
     reference, batch, thresholds, _ = case
     rows = [
         {"input_ids": batch["input_ids"][row, :length], "labels": torch.tensor(row % 3)}
@@ -316,7 +342,7 @@ def test_exits_are_collected_and_told_by_the_pipeline(model, case, tmp_path, cap
     tokenizer = BertTokenizer(str(tmp_path / "vocab.txt"), model_max_length=20)
     texts = [" ".join(f"word{(7 * row + word) % 90 + 5}" for word in range(row % 9 + 1)) for row in range(20)]
     logging.getLogger("transformers.pipelines.base").addHandler(caplog.handler)
-    told = [
+    results = [
         pipeline("text-classification", model=each, tokenizer=tokenizer, batch_size=4)(
             texts, early_exit_entropy=thresholds
         )
@@ -325,12 +351,20 @@ def test_exits_are_collected_and_told_by_the_pipeline(model, case, tmp_path, cap
     assert "not supported" not in caplog.text
     pipeline("text-classification", model=reference.base_model, tokenizer=tokenizer)  # has no head
     assert "'DeeBertModel' is not supported for text-classification" in caplog.text
-    assert len({result["exit_layer"] for result in told[1]}) >= 3
-    assert [result["exit_layer"] for result in told[0]] == [result["exit_layer"] for result in told[1]]
-    assert [result["score"] for result in told[0]] == pytest.approx([result["score"] for result in told[1]], abs=1e-4)
+    assert len({result["exit_layer"] for result in results[1]}) >= 3
+    assert [result["exit_layer"] for result in results[0]] == [result["exit_layer"] for result in results[1]]
+    assert [result["score"] for result in results[0]] == pytest.approx(
+        [result["score"] for result in results[1]], abs=1e-4
+    )
 
 
 # ---- the single file
+
+
+@pytest.mark.parametrize("cases", [FEW, pytest.param(MANY, marks=pytest.mark.slow)])
+def test_random_batches(folder, cases):
+    assert check_random_batches(folder / "model.onnx", make_bert(), cases) == {1, 2, 3, 4}
+
 
 BARE = """
 import json, sys
@@ -338,29 +372,29 @@ for name in ("torch", "transformers", "transformers_deebert"):
     sys.modules[name] = None  # importing it is an error
 import numpy, onnxruntime
 session = onnxruntime.InferenceSession(sys.argv[1])
-for ids, thresholds in json.load(sys.stdin):
-    ids = numpy.array([ids])
-    feeds = {"input_ids": ids, "attention_mask": numpy.ones_like(ids), "token_type_ids": numpy.zeros_like(ids)}
-    logits, layer = session.run(None, feeds | {"early_exit_entropy": numpy.array(thresholds, dtype=numpy.float32)})
-    print(json.dumps([logits[0].tolist(), layer.tolist()]))
+for ids, mask, thresholds in json.load(sys.stdin):
+    feeds = {"input_ids": ids, "attention_mask": mask, "token_type_ids": numpy.zeros_like(ids)}
+    feeds = {name: numpy.array(values, dtype=numpy.int64) for name, values in feeds.items()}
+    if thresholds is not None:
+        feeds["exit_threshold"] = numpy.array(thresholds, dtype=numpy.float32)
+    logits, layers = session.run(None, feeds)
+    print(json.dumps([logits.tolist(), layers.tolist()]))
 """
 
 
 def check_elsewhere(command, case):
     """Another process takes the exits of the single file, at several settings."""
     reference, batch, thresholds, _ = case
-    rows = [batch["input_ids"][row, :length].tolist() for row, length in enumerate(LENGTHS)]
-    settings = [thresholds, [0.0], [2.0], [0.0, *thresholds[1:]]]
-    given = json.dumps([(ids, setting) for setting in settings for ids in rows])
+    settings = [thresholds, [0.0], [2.0], [0.0, *thresholds[1:]], None]
+    arrays = [batch[name].tolist() for name in ("input_ids", "attention_mask")]
+    given = json.dumps([(*arrays, setting) for setting in settings])
     done = subprocess.run(command, input=given, capture_output=True, text=True, check=True)
-    answers = [json.loads(line) for line in done.stdout.splitlines()]
-    wanted = [
-        reference(**batch, early_exit_entropy=setting if len(setting) > 1 else setting[0]) for setting in settings
-    ]
-    assert [layers for _, layers in answers] == [[layer] for each in wanted for layer in each.exit_layers.tolist()]
-    torch.testing.assert_close(
-        torch.tensor([logits for logits, _ in answers]), torch.cat([each.logits for each in wanted]), **CLOSE
-    )
+    for setting, line in zip(settings, done.stdout.splitlines(), strict=True):
+        logits, layers = json.loads(line)
+        setting = None if setting is None else setting if len(setting) > 1 else setting[0]
+        wanted = reference(**batch, early_exit_entropy=setting)
+        assert layers == wanted.exit_layers.tolist()
+        torch.testing.assert_close(torch.tensor(logits), wanted.logits, **CLOSE)
 
 
 def test_bare_runtime_takes_the_exits_of_the_single_file(folder, case):
@@ -374,30 +408,36 @@ def test_node_takes_the_exits_of_the_single_file(folder, case):
     check_elsewhere([node, str(Path(__file__).with_name("onnx_exit.mjs")), str(folder / "model.onnx")], case)
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_single_file_respects_padding(folder, case, side):
-    _, _, thresholds, expected = case
-    check_single(folder / "model.onnx", make_batch(side=side, width=17), thresholds, expected)
-
-
 def operators_run(path, feeds_of, tmp_path):
-    """Names of the operators that a run of a file computes, from its profile."""
+    """Names of the operators that a run of a file computes, and the shapes of their first outputs."""
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
+    options.log_severity_level = 3
     options.profile_file_prefix = str(tmp_path / "profile")
     session = onnxruntime.InferenceSession(path, options)
     session.run(None, feeds_of(session))
     events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-    return [event["args"]["op_name"] for event in events if event.get("args", {}).get("op_name")]
+    details = [event["args"] for event in events if event.get("args", {}).get("op_name")]
+    return [(one["op_name"], next(iter(one["output_type_shape"][0].values()), None)) for one in details]
 
 
-def test_single_file_computes_no_layer_behind_the_exit(folder, case, tmp_path):
-    """Nodes of later layers are in the else-branches only, and the profile of a run shows none of them."""
+def test_single_file_computes_active_rows_only(folder, case, tmp_path):
+    """And the columns that they need, no layer behind the last exit, and gathers where some rows exit."""
     _, batch, thresholds, expected = case
-    row = expected.exit_layers.tolist().index(2)
-    run = operators_run(folder / "model.onnx", lambda session: single_feeds(session, batch, row, thresholds), tmp_path)
-    # One normalisation of the embeddings, and two of each layer.
-    assert sum("LayerNormalization" in name for name in run) == 1 + 2 * 2
+    lengths, exits = batch["attention_mask"].sum(1), expected.exit_layers
+    batch = make_batch(side="left", width=17)
+    for given, layers in ((thresholds, exits), ([0.0], torch.full_like(exits, 4)), ([9.0], torch.ones_like(exits))):
+        run = operators_run(
+            folder / "model.onnx", lambda session, given=given: feeds_of(session, batch, given), tmp_path
+        )
+        active = [layers >= layer for layer in range(1, int(layers.max()) + 1)]
+        sizes = [[int(rows.sum()), int(lengths[rows].max()), 32] for rows in active]
+        norms = [shape for name, shape in run if "LayerNormalization" in name]
+        # One normalisation of the embeddings, and two of each layer.
+        assert norms == [sizes[0], *(size for size in sizes for _ in range(2))]
+        names = [name for name, _ in run]
+        some = sum(int(rows.sum()) < int(before.sum()) for before, rows in itertools.pairwise(active))
+        assert names.count("NonZero") == 2 * some
 
 
 def test_off_ramps_that_are_switched_off_are_not_computed(folder, case, tmp_path):
@@ -405,50 +445,77 @@ def test_off_ramps_that_are_switched_off_are_not_computed(folder, case, tmp_path
     _, batch, _, _ = case
     for thresholds, evaluated in (([0.0], 0), ([1e-6], 3), ([0.0, 1e-6, 0.0], 1)):
         run = operators_run(
-            folder / "model.onnx", lambda session, given=thresholds: single_feeds(session, batch, 0, given), tmp_path
+            folder / "model.onnx", lambda session, given=thresholds: feeds_of(session, batch, given), tmp_path
         )
-        assert sum("LayerNormalization" in name for name in run) == 1 + 2 * NUM_LAYERS
-        assert run.count("LogSoftmax") == evaluated
+        assert [name for name, _ in run].count("LogSoftmax") == evaluated
     hidden = np.zeros((2, 5, make_bert().config.hidden_size), np.float32)
     feeds = {"hidden": hidden, "attention_mask": np.ones((2, 5), np.int64)}
     for evaluate in (False, True):
         given = feeds | {"evaluate": np.array([evaluate])}
         run = operators_run(folder / "segment_02.onnx", lambda session, given=given: given, tmp_path)
-        assert run.count("LogSoftmax") == evaluate
+        assert [name for name, _ in run].count("LogSoftmax") == evaluate
+
+
+def test_what_a_call_loads(folder, case):
+    """The single file alone, until a call needs segments."""
+    _, batch, thresholds, _ = case
+    model = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
+    for setting in ({}, {"early_exit_entropy": thresholds}, {"exit_layer": NUM_LAYERS}, {"early_exit_entropy": 0}):
+        model(**batch, **setting)
+    model(**batch, exit_criterion={"score": "entropy", "threshold": 0.5, "patience": 1})
+    assert model.loaded_segments is None
+    model(**batch, exit_criterion={"score": "entropy", "threshold": 0.5, "patience": 2})
+    assert sorted(model.loaded_segments) == [1, 2, 3, 4]
+
+
+def test_weights_are_stored_once(folder):
+    weights = 4 * sum(parameter.numel() for parameter in make_bert().parameters())
+    graphs = (folder / "model.onnx").stat().st_size - weights
+    assert graphs < 60_000
+
+
+def test_weights_beside_the_file(folder, case, tmp_path, monkeypatch):
+    """As those above 2 GB; the default threshold changes there too."""
+    _, batch, thresholds, expected = case
+    monkeypatch.setattr(export, "LARGEST_FILE", 1000)
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    noted = export.write_graph(onnx.load(copy / "model.onnx"), copy / "model.onnx")
+    assert noted["data"] == "model.onnx.data"
+    assert (copy / "model.onnx").stat().st_size < (copy / "model.onnx.data").stat().st_size
+    check_single(copy / "model.onnx", batch, thresholds, expected)
+    model = OnnxEarlyExitModel.from_pretrained(copy, num_threads=1)
+    model.config.early_exit_entropy = thresholds
+    model.save_pretrained(tmp_path / "again")
+    check_single(tmp_path / "again" / "model.onnx", batch, None, expected)
 
 
 @pytest.mark.parametrize("off_ramp", range(1, NUM_LAYERS))
-def test_only_exits_of_the_plan_are_evaluated(model, case, monkeypatch, off_ramp):
+def test_only_exits_of_the_plan_are_evaluated(segments, case, monkeypatch, off_ramp):
     reference, batch, _, _ = case
-    seen = spy_on(model, monkeypatch, lambda feeds: bool(feeds.get("evaluate", [True])[0]))
+    seen = spy_on(segments, monkeypatch, lambda feeds: bool(feeds.get("evaluate", [True])[0]))
     setting = [1e-6 if layer == off_ramp else 0.0 for layer in range(1, NUM_LAYERS)]
-    model(**batch, early_exit_entropy=setting)
+    segments(**batch, early_exit_entropy=setting)
     assert [layer for layer, evaluated in enumerate(seen, 1) if evaluated] == [off_ramp, NUM_LAYERS]
     seen.clear()
-    model(**batch, exit_layer=off_ramp)
+    segments(**batch, exit_layer=off_ramp)
     assert seen == [False] * (off_ramp - 1) + [True]
     seen.clear()
-    model(**batch, output_off_ramp_logits=True)
+    segments(**batch, output_off_ramp_logits=True)
     assert all(seen)
 
 
 @pytest.mark.parametrize("wrong", [[0.1, 0.2], [0.1] * NUM_LAYERS])
-def test_single_file_refuses_other_numbers_of_thresholds_and_more_rows(folder, case, wrong):
-    _, batch, thresholds, _ = case
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
+def test_single_file_refuses_other_numbers_of_thresholds(folder, case, wrong):
     with pytest.raises(Exception, match=r"(?i)expand|shape"):
-        session.run(None, single_feeds(session, batch, 0, wrong))
-    feeds = {name: np.concatenate([array] * 2) for name, array in single_feeds(session, batch, 0, [0.0]).items()}
-    with pytest.raises(Exception, match="input_ids|dimension"):
-        session.run(None, feeds)
+        run_file(open_file(folder / "model.onnx"), case[1], wrong)
 
 
 # ---- int8
 
 
 @pytest.fixture(scope="module")
-def int8_folder(tmp_path_factory):
-    return export_onnx(make_bert(), tmp_path_factory.mktemp("int8") / "bert", dtype="int8")
+def int8_folder(exported):
+    return exported["int8"]
 
 
 def all_nodes(graph):
@@ -474,22 +541,20 @@ def test_int8_is_for_the_layers_only(folder, int8_folder):
 def check_int8(folder, reference, batch):
     """Both forms agree row by row, are near the model in float32, and are not it."""
     model = OnnxEarlyExitModel.from_pretrained(folder, num_threads=1)
-    rows = [
-        {name: tensor[row : row + 1, :length] for name, tensor in batch.items()} for row, length in enumerate(LENGTHS)
-    ]
+    rows = single_rows(batch)
     table = collect(model, batch)
     wanted = torch.stack(reference(**batch, output_off_ramp_logits=True).off_ramp_logits, 1)
     assert np.isfinite(table.logits).all()
     difference = np.abs(table.logits - wanted.numpy())
     assert 0.001 < difference.mean() < 0.1
     thresholds = spread_thresholds(torch.from_numpy(table.entropies))
+    session, model.single_file = open_file(folder / "model.onnx"), None
     answers = [model(**row, early_exit_entropy=thresholds) for row in rows]
     layers = torch.cat([answer.exit_layers for answer in answers])
     assert len(layers.unique()) >= 3
     assert layers.tolist() == table.exits_at(thresholds)[0].tolist()
-    session = onnxruntime.InferenceSession(folder / "model.onnx")
     for row, (answer, given) in enumerate(zip(answers, rows, strict=True)):
-        logits, layer = session.run(["logits", "exit_layer"], single_feeds(session, given, 0, thresholds))
+        logits, layer = run_file(session, given, thresholds)
         assert layer.tolist() == answer.exit_layers.tolist(), row
         np.testing.assert_allclose(logits, answer.logits, **CLOSE)
     assert pick_threshold(table, target_saving=0.3).met
@@ -514,7 +579,7 @@ def test_a_default_threshold_that_goes_along_to_int8(tmp_path, caplog):
         assert ("`early_exit_entropy` (0.3) goes along" in caplog.text) == told
     for threshold, told in (([0.0, 0.3, 0.0], True), ([0.0] * 3, False), (0, False), (None, False)):
         caplog.clear()
-        warn_of_defaults(make_model(early_exit_entropy=threshold).config)
+        export.warn_of_defaults(make_model(early_exit_entropy=threshold).config)
         assert (f"`early_exit_entropy` ({threshold}) goes along" in caplog.text) == told
         assert bool(caplog.text) == told
 
@@ -540,7 +605,7 @@ def test_what_the_folder_holds(folder):
         assert b".py" not in graph.SerializeToString()  # no traces of the machine that exported
 
 
-def test_segments_tell_their_entropy(folder, case):
+def test_segments_give_their_entropy(folder, case):
     """For those who write a loop of their own, in any language."""
     reference, batch, _, _ = case
     state, mask = None, batch["attention_mask"].numpy()
@@ -563,21 +628,40 @@ def test_segments_tell_their_entropy(folder, case):
         assert (entropy >= 0).all()
 
 
-def test_logits_that_are_not_finite_never_leave(tmp_path):
-    """With 64 labels, so that a lost NaN would not show by chance only."""
-    model = make_model(num_layers=3, num_labels=64)
-    batch = make_batch()
-    assert model(**batch, early_exit_entropy=3.0).exit_layers.tolist() == [1] * len(LENGTHS)
-    for off_ramp, value in zip(model.base_model.off_ramps, (math.nan, math.inf), strict=True):
-        off_ramp.classifier.bias.data[5] = value
-    expected = model(**batch, early_exit_entropy=9.0)
-    assert expected.exit_layers.tolist() == [3] * len(LENGTHS)
-    folder = export_onnx(model, tmp_path / "onnx")
-    check_same(OnnxEarlyExitModel.from_pretrained(folder)(**batch, early_exit_entropy=9.0), expected)
-    check_single(folder / "model.onnx", batch, [9.0], expected)
+def test_logits_that_are_not_finite_never_exit(folder, case, tmp_path):
+    reference, batch, _, _ = case
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    off_ramps = {1: math.nan, 3: math.inf}
+    for path in copy.glob("*.onnx"):
+        graph = onnx.load(path)
+        for tensor in all_initializers(graph.graph):
+            for place, value in off_ramps.items():
+                if tensor.name.endswith(f"off_ramps.{place - 1}.classifier.weight"):
+                    values = onnx.numpy_helper.to_array(tensor).copy()
+                    values[1, 0] = value
+                    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+        onnx.save(graph, path)
+    for place, value in off_ramps.items():
+        reference.base_model.off_ramps[place - 1].classifier.weight.data[1, 0] = value
+    for thresholds, layers in (([9.0, 0.0, 9.0], {4}), ([9.0] * 3, {2})):
+        expected = reference(**batch, early_exit_entropy=thresholds)
+        assert set(expected.exit_layers.tolist()) == layers
+        check_single(copy / "model.onnx", batch, thresholds, expected)
+        model = OnnxEarlyExitModel.from_pretrained(copy)
+        model.single_file = None
+        check_same(model(**batch, early_exit_entropy=thresholds), expected)
 
 
-@pytest.mark.parametrize("opset", [18, pytest.param(22, marks=pytest.mark.slow)])
+def all_initializers(graph):
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_initializers(attribute.g)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("opset", [18, 22])
 def test_two_layers(tmp_path, opset):
     """One off-ramp, one threshold: the least that is split."""
     reference, batch = make_model(num_layers=2), make_batch()
@@ -585,7 +669,10 @@ def test_two_layers(tmp_path, opset):
     thresholds = tempered_thresholds(reference, **batch)
     expected = reference(**batch, early_exit_entropy=thresholds)
     assert expected.exit_layers.unique().tolist() == [1, 2]
-    check_same(OnnxEarlyExitModel.from_pretrained(folder)(**batch, early_exit_entropy=thresholds), expected)
+    model = OnnxEarlyExitModel.from_pretrained(folder)
+    for _ in range(2):
+        check_same(model(**batch, early_exit_entropy=thresholds), expected)
+        model.single_file = None
     check_single(folder / "model.onnx", batch, thresholds, expected)
 
 
@@ -594,6 +681,9 @@ def test_segments_that_always_compute_their_exit(folder, case, tmp_path):
     reference, batch, thresholds, expected = case
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
+    notes = json.loads((copy / "onnx.json").read_text())
+    del notes["single_file"]["patience"]
+    (copy / "onnx.json").write_text(json.dumps(notes))
     for path in sorted(copy.glob("segment_*.onnx"))[:-1]:
         model = onnx.load(path)
         (flag,) = (value for value in model.graph.input if value.name == "evaluate")
@@ -611,35 +701,27 @@ def test_segments_that_always_compute_their_exit(folder, case, tmp_path):
         torch.testing.assert_close(answers.logits, wanted.logits, **CLOSE)
 
 
-def test_one_layer_and_the_model_that_is_exported_stays_as_it_is(tmp_path):
-    model = make_model(num_layers=1).bfloat16().train()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    folder = export_onnx(model, tmp_path / "onnx", opset=18)
-    assert model.training
-    assert model.dtype == torch.bfloat16
-    assert all(parameter.requires_grad for parameter in model.parameters())
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    batch = make_batch()
-    expected = model.eval().float()(**batch)
-    check_same(OnnxEarlyExitModel.from_pretrained(folder)(**batch, early_exit_entropy=9.0), expected)
-    check_single(folder / "model.onnx", batch, [9.0], expected)
-
-
 def test_command_line_and_tokenizer(tmp_path, capsys):
-    model = make_model(num_layers=2)
+    """Of one layer, which has no off-ramp."""
+    model = make_model(num_layers=1)
     model.save_pretrained(tmp_path / "model")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{number}" for number in range(5, 100))]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "model")
     out = ["export", str(tmp_path / "model"), str(tmp_path / "out"), "--no-segments"]
-    assert main([*out, "--dtype", "int8"]) == 0
-    assert json.loads((tmp_path / "out" / "onnx.json").read_text())["dtype"] == "int8"
+    assert main([*out, "--dtype", "int8", "--opset", "18"]) == 0
+    notes = json.loads((tmp_path / "out" / "onnx.json").read_text())
+    assert (notes["dtype"], notes["opset"]) == ("int8", 18)
     assert "model.onnx" in capsys.readouterr().out
     assert {"model.onnx", "tokenizer.json", "config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
     assert main(["export", str(tmp_path / "model"), str(tmp_path / "out")]) == 2
     assert "is not empty" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="lacks segments: export the model again"):
-        OnnxEarlyExitModel.from_pretrained(tmp_path / "out")
+    exported, batch = OnnxEarlyExitModel.from_pretrained(tmp_path / "out"), make_batch()
+    output = exported(**batch, early_exit_entropy=9.0)
+    assert output.exit_layers.tolist() == [1] * len(LENGTHS)
+    torch.testing.assert_close(output.logits, model(**batch).logits, atol=0.1, rtol=0.1)
+    with pytest.raises(ValueError, match=r"no segments, which other exit criteria.*export the model again"):
+        exported(**batch, output_off_ramp_logits=True)
 
 
 # ---- bad input

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from conftest import NUM_LAYERS, make_batch, make_model, off_ramp_answers, spread_thresholds
+from conftest import EXPORTED, NUM_LAYERS, make_batch, make_model, off_ramp_answers, spread_thresholds
 from test_pipeline import WORDS
 from transformers import BertTokenizer, pipeline
 
 from transformers_deebert import EarlyExitPredictor
+from transformers_deebert.models.exit_scores_deebert import entropy
 
 
 WORKERS = 8
@@ -118,15 +119,15 @@ def test_all_outputs(batches):
             torch.testing.assert_close(output[name], expected[name], **CLOSE)
 
 
-@pytest.mark.slow  # exporting takes seconds a layer
-def test_an_onnx_model(batches, tmp_path):
+def test_an_onnx_model(batches, exported_bert):
+    """Each caller's settings run in the single file or in segments, which the first that needs them loads."""
     pytest.importorskip("onnxruntime")
-    from transformers_deebert import OnnxEarlyExitModel, export_onnx
+    from transformers_deebert import OnnxEarlyExitModel
 
-    model = make_model(off_ramp_pooling="mean")
-    thresholds = spread_thresholds(torch.cat([off_ramp_answers(model, **batch)[1] for batch in batches]))
-    folder = export_onnx(model, tmp_path / "onnx", single_file=False)
-    shared, alone = (OnnxEarlyExitModel.from_pretrained(folder, num_threads=1) for _ in range(2))
+    model, temperatures = make_model(**EXPORTED), torch.tensor([*EXPORTED["off_ramp_temperatures"], 1.0])
+    logits = torch.cat([off_ramp_answers(model, **batch)[0] for batch in batches])
+    thresholds = spread_thresholds(entropy(logits / temperatures[:, None]))
+    shared, alone = (OnnxEarlyExitModel.from_pretrained(exported_bert, num_threads=1) for _ in range(2))
     assert len(list(check_calls(shared, alone, batches, thresholds))) == WORKERS * CALLS
 
 

@@ -17,8 +17,8 @@ class Export(Command):
     """
     Write ONNX files with the exits inside.
 
-    Of a classifier with trained off-ramps, with its configuration and tokenizer: model.onnx, whose exits any ONNX
-    Runtime takes by itself, and a segment for each layer, for OnnxEarlyExitModel.
+    Of a classifier with trained off-ramps, with its configuration and tokenizer: model.onnx, which takes any batch and
+    whose exits any ONNX Runtime takes by itself, and a segment for each layer, for OnnxEarlyExitModel.
     """
 
     checkpoint: Annotated[str, place("CHECKPOINT", "repository on the Hub or folder")]

@@ -25,8 +25,9 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
 
     Args:
         model (`PreTrainedModel`, [`OnnxEarlyExitModel`], `str` or `Path`):
-            A model in memory, or the folder of a saved or exported one. The single file `model.onnx` is given its
-            threshold with each row: what applies to a folder is read by [`OnnxEarlyExitModel`].
+            A model in memory, or the folder of a saved or exported one. The default inside `model.onnx` changes as
+            well, where the choice is of the file's score and patience; otherwise that becomes the full depth, with a
+            warning.
         choice ([`ThresholdChoice`]): From [`pick_threshold`].
 
     Raises:
@@ -48,13 +49,16 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     folder = Path(model)
     path, stored = folder / "config.json", folder / NUMBERS_FILE
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if config.get("model_type") not in {family.config.model_type for family in FAMILIES}:
+    exported = find_notes(folder)
+    known = {family.config.model_type for family in FAMILIES}
+    if exported is not None:  # they have the stock type
+        known |= {family.config.backbone_type for family in FAMILIES}
+    if config.get("model_type") not in known:
         raise ValueError(f"`model` ({str(folder)!r}) holds no early-exit checkpoint: save the model there first.")
     labels = len(config["id2label"]) if "id2label" in config else 2
     before = config.get("off_ramp_temperatures")
     depth = int(config.get("num_hidden_layers") or config["n_layers"])
     config |= settings_of(choice, layers_of_exits(config.get("off_ramp_layers"), depth), labels)
-    exported = find_notes(folder)
     if exported is not None:
         check_exported(choice, exported.temperatures)
     card = CardData.read(stored) if stored.is_file() else CardData()
@@ -76,6 +80,15 @@ def apply_threshold(model: Any, choice: ThresholdChoice) -> None:
     # The configuration last: a card that cannot be written changes nothing.
     if exported is not None:
         card.write(stored)  # a card shows how to load a checkpoint, which is not there
+        if exported.single_file is not None:
+            # Needs packages that other folders do not.
+            from ..inference.onnx.thresholds import criterion_of, default_thresholds, set_default_threshold
+
+            single = exported.single_file
+            default = default_thresholds(
+                criterion_of(card.default_threshold, card.default_criterion), single.score, single.patience
+            )
+            set_default_threshold(folder / single.file, default)
     else:
         write_model_card(folder, card, config=config)
     write_text(path, json.dumps(config, indent=2) + "\n")

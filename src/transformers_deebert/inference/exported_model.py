@@ -4,6 +4,7 @@ import json
 import os
 import pkgutil
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
@@ -15,19 +16,45 @@ import numpy as np
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.loss.loss_utils import ForSequenceClassificationLoss
 from transformers.utils import PushToHubMixin
 from transformers.utils.generic import can_return_tuple
 
+from ..families import find_family
+from ..folders import write_text
 from ..messages import first_line
 from ..models.configuration_early_exit_deebert import check_temperatures
 from ..models.exit_loop_deebert import run_call
 from ..models.exit_plan_deebert import ExitPlan, make_exit_plan
-from ..models.exit_scores_deebert import ExitCandidate
+from ..models.exit_scores_deebert import SCORES, ExitCandidate, find_score
 from ..models.inputs_deebert import check_labels, prepare_tokens
 from ..models.layer_state_deebert import LayerState
 from ..models.outputs_deebert import EarlyExitSequenceClassifierOutput
+
+
+@dataclass(frozen=True)
+class SingleFileNotes:
+    """
+    What an exported folder states of its single file.
+
+    Args:
+        file (`str`): Its name.
+        score (`str`): Of the exit criterion inside.
+        patience (`int`): Of the exit criterion inside.
+    """
+
+    file: str
+    score: str
+    patience: int
+
+    def knows(self, plan: ExitPlan) -> bool:
+        """Whether the file gives what a plan asks for."""
+        same = plan.score is SCORES[self.score].function and plan.patience == self.patience
+        depth = plan.exit_layers[-1]
+        return (
+            plan.final_layer == plan.last_layer == depth and not plan.all_off_ramps and (same or not plan.thresholds)
+        )
 
 
 @dataclass(frozen=True)
@@ -37,13 +64,29 @@ class ExportNotes:
 
     Args:
         files (`list[str]`): Names of the segments, in order.
+        single_file ([`SingleFileNotes`], *optional*): Of a file with all layers, for any number of rows.
         max_tokens (`int`, *optional*): Number of tokens that the position table holds.
-        temperatures (`list[float]`, *optional*): Of the off-ramps, part of the segments.
+        temperatures (`list[float]`, *optional*): Of the off-ramps, part of the graphs.
     """
 
     files: list[str]
+    single_file: SingleFileNotes | None
     max_tokens: int | None
     temperatures: list[float] | None
+
+
+class SingleFile(Protocol):
+    """
+    A loaded file with all layers, and the exits inside.
+
+    Attributes:
+        inputs (`list[str]`): Names of its inputs.
+    """
+
+    inputs: list[str]
+
+    def run(self, tensors: dict[str, torch.Tensor], thresholds: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `(rows, labels)` and exit layers `(rows,)`, from token arguments and a threshold an off-ramp."""
 
 
 class Segment(Protocol):
@@ -71,14 +114,16 @@ class Segment(Protocol):
 class ExportedEarlyExitModel(PushToHubMixin):
     """
     A classifier with off-ramps whose layers are files of another runtime, a [`LayerRunner`]: called like the PyTorch
-    model, it gives the same answers and exits. It has no parameters and is for inference on the host. A runtime
-    defines how a file is opened (a [`Segment`]) and `runtime`, the name of its package beside this module.
+    model, it gives the same answers and exits. A call that the single file knows is one run of that; others go from
+    segment to segment, which are loaded when the first such call comes. It has no parameters and is for inference on
+    the host. A runtime defines how files are opened and `runtime`, the name of its package beside this module.
 
     Args:
         config (`PreTrainedConfig`): Of the exported model.
-        segments (`dict[int, Segment]`): By layer; 0, the embeddings, where an exit stands behind them.
         notes ([`ExportNotes`]): Of the exported folder.
         folder (`Path`): The exported folder.
+        open_segment (`Callable`): From a file to its [`Segment`].
+        open_single_file (`Callable`): From a file to its [`SingleFile`].
     """
 
     runtime: ClassVar[str]
@@ -88,14 +133,28 @@ class ExportedEarlyExitModel(PushToHubMixin):
     dtype = torch.float32
 
     def __init__(
-        self, config: PreTrainedConfig, segments: dict[int, Segment], notes: ExportNotes, folder: Path
+        self,
+        config: PreTrainedConfig,
+        notes: ExportNotes,
+        folder: Path,
+        open_segment: Callable[[Path], Segment],
+        open_single_file: Callable[[Path], SingleFile],
     ) -> None:
         self.config: Any = config
-        self.segments = segments
+        self.notes = notes
         self.folder = folder
         self.exported_temperatures = notes.temperatures
         self.token_limit = notes.max_tokens
-        known = segments[min(segments)].inputs
+        self.open_segment = open_segment
+        self.lock = threading.Lock()
+        self.single_file: SingleFile | None = None
+        self.loaded_segments: dict[int, Segment] | None = None
+        if notes.single_file is None:
+            known = self.segments[min(self.segments)].inputs
+        else:
+            with damage_of(folder / notes.single_file.file):
+                self.single_file = open_single_file(folder / notes.single_file.file)
+            known = self.single_file.inputs
         self.token_inputs = tuple(name for name in ("input_ids", "token_type_ids") if name in known)
 
     @classmethod
@@ -103,37 +162,60 @@ class ExportedEarlyExitModel(PushToHubMixin):
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
         open_segment: Callable[[Path], Segment],
+        open_single_file: Callable[[Path], SingleFile],
         **hub: Any,
     ) -> Any:
         """
-        Loads the segments of an exported folder.
+        Loads an exported folder.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
                 Local folder, or repository on the Hub.
             open_segment (`Callable`):
                 From a file to its [`Segment`].
+            open_single_file (`Callable`):
+                From a file to its [`SingleFile`].
             hub:
                 `subfolder`, `revision`, `cache_dir`, `token`, `local_files_only` and `force_download`, as of
                 `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: for a folder or repository that is not there, without segments, or with a file that is missing,
-                damaged or does not fit the others.
+            ValueError: for a folder or repository that is not there, without files to run, or with a file that is
+                missing, damaged or does not fit the others.
         """
         folder = find_folder(pretrained_model_name_or_path, **hub)
         notes = read_notes(folder / f"{cls.runtime}.json")
-        missing = [name for name in notes.files if not (folder / name).is_file()]
-        if missing or not notes.files:
+        names = notes.files if notes.single_file is None else [*notes.files, notes.single_file.file]
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing or not names:
             lacking = ", ".join(missing) or "segments"
-            raise ValueError(f"{str(folder)!r} lacks {lacking}: export the model again, with `segments=True`.")
+            raise ValueError(f"{str(folder)!r} lacks {lacking}: export the model again.")
         with damage_of(folder / "config.json"):
-            config: Any = AutoConfig.from_pretrained(folder)
-            exit_layers = config.exit_layers
+            config = read_config(folder)
+            config.exit_layers  # noqa: B018  # computed from several fields
+        return cls(config, notes, folder, open_segment, open_single_file)
+
+    @property
+    def segments(self) -> dict[int, Segment]:
+        """By layer; 0, the embeddings, where an exit stands behind them."""
+        with self.lock:
+            if self.loaded_segments is None:
+                self.loaded_segments = self.load_segments()
+            return self.loaded_segments
+
+    def load_segments(self) -> dict[int, Segment]:
+        """Raises `ValueError` where there are none, or for files that are damaged or do not fit the configuration."""
+        folder, exit_layers = self.folder, self.config.exit_layers
+        if not self.notes.files:
+            raise ValueError(
+                f"{str(folder)!r} has no segments, which other exit criteria than that of its single file, "
+                "`exit_layer`, tables of all exits and the predictor need: export the model again, with "
+                "`segments=True`."
+            )
         segments = {}
-        for layer, name in enumerate(notes.files, start=min(1, *exit_layers)):
+        for layer, name in enumerate(self.notes.files, start=min(1, *exit_layers)):
             with damage_of(folder / name):
-                segments[layer] = open_segment(folder / name)
+                segments[layer] = self.open_segment(folder / name)
         exits = tuple(layer for layer, segment in segments.items() if segment.has_exit)
         embedding = [layer for layer, segment in segments.items() if "input_ids" in segment.inputs]
         if (max(segments), exits, embedding) != (exit_layers[-1], exit_layers, [min(segments)]):
@@ -141,14 +223,14 @@ class ExportedEarlyExitModel(PushToHubMixin):
                 f"The {len(segments)} segments in {str(folder)!r}, with exits behind the layers {exits}, do not fit "
                 f"its config.json, with exits behind {exit_layers}: export the model again."
             )
-        return cls(config, segments, notes, folder)
+        return segments
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
         """Copies the exported files, with the configuration as it is now; `kwargs` of other models are ignored."""
         target = Path(save_directory)
         if not (target.exists() and target.samefile(self.folder)):
             shutil.copytree(self.folder, target, dirs_exist_ok=True)
-        self.config.to_json_file(target / "config.json")
+        write_config(self.config, target)
 
     def to(self, *args: Any, **kwargs: Any) -> "ExportedEarlyExitModel":
         """Stays where it is: its runtime chooses the device."""
@@ -178,7 +260,7 @@ class ExportedEarlyExitModel(PushToHubMixin):
         return self.config.exit_layers
 
     def make_plan(self, **settings: Any) -> ExitPlan:
-        """Temperatures are in the segments."""
+        """Temperatures are in the files."""
         return replace(make_exit_plan(self.config, False, **settings), temperatures=None)
 
     def begin(self, **inputs: Any) -> tuple[LayerState, torch.Tensor | None]:
@@ -247,16 +329,36 @@ class ExportedEarlyExitModel(PushToHubMixin):
             exit_layer=exit_layer,
             output_off_ramp_logits=output_off_ramp_logits,
         )
-        with torch.no_grad():
-            output = run_call(self, plan, inputs)
-        logits = output.answers.logits
+        off_ramp_logits = None
+        if self.single_file is not None and self.notes.single_file.knows(plan):
+            logits, exit_layers = self.run_single_file(plan, inputs)
+        else:
+            with torch.no_grad():
+                output = run_call(self, plan, inputs)
+            logits, exit_layers, off_ramp_logits = (
+                output.answers.logits,
+                output.answers.exit_layers,
+                output.off_ramp_logits,
+            )
         return EarlyExitSequenceClassifierOutput(
             # The loss notes the kind of problem in the configuration it is given.
             loss=None if targets is None else ForSequenceClassificationLoss(targets, logits, copy(self.config)),
             logits=logits,
-            exit_layers=output.answers.exit_layers,
-            off_ramp_logits=output.off_ramp_logits,
+            exit_layers=exit_layers,
+            off_ramp_logits=off_ramp_logits,
         )
+
+    def run_single_file(self, plan: ExitPlan, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits and exit layers of a call, from its token arguments."""
+        mask, tokens, _ = prepare_tokens(inputs, self.token_limit, self.table_sizes())
+        rows = len(mask)
+        if not rows:  # as the layer loop does: one row whose answer is dropped
+            mask, tokens = torch.ones(1, 1, dtype=torch.long), {}
+        # Those that were not given are zeros, as in the stock models.
+        tensors = {name: tokens[name] if name in tokens else torch.zeros_like(mask) for name in self.token_inputs}
+        thresholds = [plan.thresholds.get(layer, 0.0) for layer in plan.exit_layers[:-1]]
+        logits, exit_layers = self.single_file.run(tensors | {"attention_mask": mask}, thresholds or [0.0])
+        return logits[:rows], exit_layers[:rows]
 
 
 def as_tensor(name: str, value: Any) -> torch.Tensor | None:
@@ -289,7 +391,7 @@ def find_folder(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """A local folder, or the segments of a repository on the Hub, downloaded into the cache unless they are there."""
+    """A local folder, or the files of a repository on the Hub, downloaded into the cache unless they are there."""
     folder = Path(name)
     if not folder.is_dir():
         try:
@@ -300,7 +402,7 @@ def find_folder(
                 token=token,
                 local_files_only=local_files_only,
                 force_download=force_download,
-                allow_patterns=[str(Path(subfolder, pattern)) for pattern in ("*.json", "segment_*")],
+                allow_patterns=[str(Path(subfolder, pattern)) for pattern in ("*.json", "segment_*", "model.*")],
             )
         except (OSError, HFValidationError) as error:
             raise ValueError(
@@ -323,7 +425,31 @@ def read_notes(path: Path) -> ExportNotes:
             raise TypeError(f"`max_tokens` is {limit!r}")
         if temperatures is not None:
             check_temperatures(temperatures, len(temperatures))
-    return ExportNotes(files, limit, temperatures)
+        # Files of earlier versions, which take one row, have no patience: segments run in their place.
+        single = notes.get("single_file") or {}
+        single_file = None
+        if "patience" in single:
+            find_score(single["score"])
+            single_file = SingleFileNotes(Path(single["file"]).name, single["score"], single["patience"])
+    return ExportNotes(files, single_file, limit, temperatures)
+
+
+def read_config(folder: Path) -> Any:
+    """The early-exit configuration of an exported folder, whose `model_type` may be the stock one."""
+    values, _ = PreTrainedConfig.get_config_dict(folder)
+    return find_family(values.get("model_type"), str(folder)).config.from_pretrained(folder)
+
+
+def write_config(config: Any, folder: Path) -> None:
+    """
+    Writes config.json with the stock `model_type`, which other libraries know, and the exits' fields besides, without
+    the code that `save_pretrained` takes along.
+    """
+    stock = {"model_type": config.backbone_type}
+    if config.architectures:
+        stock["architectures"] = [name.removeprefix("Dee") for name in config.architectures]
+    values = config.to_diff_dict() | stock
+    write_text(folder / "config.json", json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def find_notes(folder: Path) -> ExportNotes | None:

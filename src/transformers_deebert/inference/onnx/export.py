@@ -16,18 +16,20 @@ from ...families import find_family_of
 from ...folders import check_new_folder, whole_folder
 from ...models.configuration_early_exit_deebert import class_names
 from ...models.exit_criteria_deebert import is_single_label
-from ...models.exit_scores_deebert import SCORES
-from .graph import nest_exits, skip_exit
+from ...models.exit_scores_deebert import find_score
+from ..exported_model import write_config
+from .graph import skip_exit
 from .quantization import quantize_layers
-from .segments import export_every_exit, export_segment, exportable, first_segment
+from .segments import export_segment, exportable, first_segment
+from .single_file import THRESHOLD, SingleFile
+from .thresholds import SINGLE_FILE, criterion_of, default_thresholds
 
 
 logger = logging.get_logger(__name__)
 
 OPSETS = range(18, 24)
 DTYPES = ("float32", "int8")
-SINGLE_FILE = "model.onnx"
-LARGEST_FILE = 2**31 - 1  # bytes that a protocol buffer may have
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights; a protocol buffer may have 2 GB
 
 
 def export_onnx(
@@ -51,15 +53,20 @@ def export_onnx(
       and `entropy` `(rows,)`, in nats, NaN where a logit is not finite. Those with an off-ramp take `evaluate`,
       bool `(1,)`: where it is false the exit is not computed, and `logits` and `entropy` are of no rows. Each row's
       first attended token must be in column 0. With an exit behind the embeddings these are `segment_00.onnx`.
-    - `model.onnx`: all layers, and the exits as nested `If`, for one row of any length, padded or not. Takes
-      `input_ids`, `attention_mask`, `token_type_ids` as above, `(1, width)`, and `early_exit_entropy`: thresholds in
-      nats, float32 of shape `(1,)`, or `(off-ramps,)` with one for each; 0 is the full depth. Gives `logits`
-      `(1, labels)` and `exit_layer`, int64 `(1,)`. Layers behind the exit are not computed, nor are off-ramps whose
-      threshold is 0. Any ONNX Runtime can run it; nothing of this library is needed. Where the configuration's
-      `exit_criterion` has another score, that one is compared, and the thresholds are called `exit_threshold`.
-    - `onnx.json`: the files, their inputs, opset and versions, exit layers, labels, the score of `model.onnx`.
+    - `model.onnx`: all layers with the exits inside, for any number of rows and tokens, padded on either side. Takes
+      `input_ids`, `attention_mask`, `token_type_ids` as above, `(rows, width)`, and `exit_threshold`, float32 of shape
+      `(1,)`, or `(off-ramps,)` with one for each; 0 switches an off-ramp off. That input is optional: its default is
+      the configuration's threshold, 0 (the full depth) without one. Gives `logits` `(rows, labels)` and `exit_layer`,
+      int64 `(rows,)`. Exited rows are dropped, and so is padding that no active row needs; layers behind the last exit
+      are not computed, nor are off-ramps whose threshold is 0. Thresholds are of the score of the configuration's
+      `exit_criterion`, with its patience, or of the entropy. Any ONNX Runtime can run it; nothing of this library is
+      needed.
+    - `onnx.json`: the files, their inputs, opset and versions, exit layers, labels, score and patience of
+      `model.onnx`.
+    - `config.json`, with the stock `model_type`, which other libraries know, and the exits' fields besides.
 
-    The configuration's `off_ramp_temperatures` are part of the graphs; its default thresholds are not.
+    The configuration's `off_ramp_temperatures` are part of the graphs. Weights above 2 GB are in a file
+    of their own, `model.onnx.data`.
 
     Args:
         model_or_checkpoint (`PreTrainedModel`, `str` or `os.PathLike`):
@@ -86,9 +93,8 @@ def export_onnx(
 
     Raises:
         ValueError: for a model that is no classifier with off-ramps; an opset out of range; another dtype; a folder
-            that holds files; nothing to write; for `single_file`, a model that does not choose one of several classes,
-            whose configuration has a patience or a score that compares exits (`"disagreement"`), or whose weights
-            exceed the 2 GB that one file can have; for `segments`, a model with `off_ramp_context="past"`.
+            that holds files; nothing to write; for `single_file`, a model that does not choose one of several classes;
+            for `segments`, a model with `off_ramp_context="past"`.
     """
     if isinstance(opset, bool) or not isinstance(opset, int) or opset not in OPSETS:
         raise ValueError(f"`opset` must be an integer from {OPSETS[0]} to {OPSETS[-1]}, got {opset!r}.")
@@ -120,7 +126,7 @@ def export_onnx(
         graphs = make_graphs(model, single_file, segments, opset, dtype)
         notes = [write_graph(graph, whole / name) for name, graph in graphs]
         write_notes(model, notes, opset, dtype, whole)
-        model.config.to_json_file(whole / "config.json")  # without the code that `save_pretrained` takes along
+        write_config(model.config, whole)
         if tokenizer is not None:
             tokenizer.save_pretrained(whole)
     return folder
@@ -145,20 +151,17 @@ def load(model_or_checkpoint: Any) -> tuple[Any, Any]:
 def check_single_file(model: Any) -> None:
     """Raises `ValueError` for models that cannot be one file with the exits inside."""
     config = model.config
-    size = 4 * sum(parameter.numel() for parameter in model.parameters())
-    criterion = config.exit_criterion or {"score": "entropy", "patience": 1}
-    reason = None
     if not is_single_label(config):
-        reason = (
-            f"its exits need a model that chooses one of several classes, this one has num_labels={config.num_labels} "
-            f"and problem_type={config.problem_type!r}"
+        raise ValueError(
+            "`single_file` is True, but its exits need a model that chooses one of several classes, this one has "
+            f"num_labels={config.num_labels} and problem_type={config.problem_type!r}: set it to False, segments have "
+            "no such limit."
         )
-    elif criterion["patience"] > 1 or not SCORES[criterion["score"]].of_one_exit:
-        reason = f"it knows scores of one exit and no patience, and `config.exit_criterion` is {criterion}"
-    elif size > LARGEST_FILE:
-        reason = f"the weights have {size / 2**30:.1f} GB in float32, and one file can have 2 GB"
-    if reason is not None:
-        raise ValueError(f"`single_file` is True, but {reason}: set it to False, segments have no such limit.")
+    if config.exit_layer is not None:
+        logger.warning(
+            f"`config.exit_layer` ({config.exit_layer}) is not part of `model.onnx`, which knows thresholds: without "
+            f"`{THRESHOLD}` it runs the full depth."
+        )
 
 
 def warn_of_defaults(config: Any) -> None:
@@ -174,51 +177,71 @@ def warn_of_defaults(config: Any) -> None:
         )
 
 
-def score_of_single_file(config: Any) -> str:
-    """The score that `model.onnx` compares."""
-    return "entropy" if config.exit_criterion is None else config.exit_criterion["score"]
-
-
 def make_graphs(
     model: Any, single_file: bool, segments: bool, opset: int, dtype: str
 ) -> Iterator[tuple[str, onnx.ModelProto]]:
     """File names and graphs, one at a time."""
-    finish = quantize_layers if dtype == "int8" else lambda flat: flat
     *off_ramp_layers, depth = model.exit_layers
-    if segments:
-        for layer in range(first_segment(model), depth + 1):
-            flat = finish(export_segment(model, layer, opset))
+    criterion = criterion_of(model.config.early_exit_entropy, model.config.exit_criterion)
+    score = find_score(criterion.score) if single_file else None
+    flats = {}
+    for layer in range(first_segment(model), depth + 1):
+        flat = export_segment(model, layer, opset, score)
+        flats[layer] = quantize_layers(flat) if dtype == "int8" else flat
+        if segments:
+            segment = flats[layer]
+            if single_file:
+                segment = onnx.ModelProto()
+                segment.CopyFrom(flats[layer])
             if layer == depth:
-                del flat.graph.output[0]  # the states
-            yield f"segment_{layer:02d}.onnx", skip_exit(flat) if layer in off_ramp_layers else flat
+                del segment.graph.output[0]  # the states
+            yield f"segment_{layer:02d}.onnx", skip_exit(segment) if layer in off_ramp_layers else segment
+        if not single_file:
+            del flats[layer]
     if single_file:
-        score = score_of_single_file(model.config)
-        flat = finish(export_every_exit(model, SCORES[score].function, opset))
-        threshold_name = "early_exit_entropy" if score == "entropy" else "exit_threshold"
-        yield SINGLE_FILE, nest_exits(flat, model.exit_layers, threshold_name)
+        default = default_thresholds(criterion, criterion.score, criterion.patience)
+        yield SINGLE_FILE, SingleFile(flats, model.exit_layers, criterion.patience, default).make()
 
 
 def write_graph(graph: onnx.ModelProto, path: Path) -> dict[str, Any]:
-    """Writes a graph and returns what is noted of it."""
+    """Writes a graph, weights that are too large for one file beside it, and returns what is noted of it."""
     graph.producer_name, graph.producer_version = "transformers-deebert", version("transformers-deebert")
-    onnx.save(graph, path)
-    onnx.checker.check_model(path)
-    return {
+    noted = {
         "file": path.name,
         "inputs": [value.name for value in graph.graph.input],
         "outputs": [value.name for value in graph.graph.output],
         "ir_version": graph.ir_version,
     }
+    if sum(map(len, weights_of(graph.graph))) > LARGEST_FILE:
+        data = f"{path.name}.data"
+        onnx.save(graph, path, save_as_external_data=True, all_tensors_to_one_file=True, location=data)
+        noted["data"] = data
+    else:
+        onnx.save(graph, path)
+    onnx.checker.check_model(path, full_check=path.name == SINGLE_FILE)
+    return noted
+
+
+def weights_of(graph: onnx.GraphProto) -> Iterator[bytes]:
+    """The contents of all initializers, those in branches included."""
+    for tensor in graph.initializer:
+        yield tensor.raw_data
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from weights_of(attribute.g)
 
 
 def write_notes(model: Any, files: list[dict[str, Any]], opset: int, dtype: str, folder: Path) -> None:
     """`onnx.json`: what is needed to run the files without this library."""
     config = model.config
-    single = [entry | {"score": score_of_single_file(config)} for entry in files if entry["file"] == SINGLE_FILE]
+    criterion = criterion_of(config.early_exit_entropy, config.exit_criterion)
+    known = {"score": criterion.score, "patience": criterion.patience}
+    single = [entry | known for entry in files if entry["file"] == SINGLE_FILE]
     notes = {
         "library": "transformers-deebert",
         "version": version("transformers-deebert"),
-        "model_type": config.model_type,
+        "model_type": config.backbone_type,
         "opset": opset,
         "dtype": dtype,
         "layers": config.num_hidden_layers,

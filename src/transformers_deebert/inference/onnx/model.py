@@ -10,6 +10,8 @@ import onnxruntime
 import torch
 
 from ..exported_model import ExportedEarlyExitModel
+from .single_file import THRESHOLD
+from .thresholds import criterion_of, default_thresholds, set_default_threshold
 
 
 FLAGS = {evaluate: np.array([evaluate]) for evaluate in (False, True)}
@@ -41,11 +43,32 @@ class OnnxSegment:
         return found.get("states"), found.get("logits")
 
 
+class OnnxSingleFile:
+    """
+    A [`SingleFile`] in a session of ONNX Runtime.
+
+    Args:
+        session (`onnxruntime.InferenceSession`): Of the file.
+    """
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+        self.inputs = [value.name for value in session.get_inputs()]
+
+    def run(self, tensors: dict[str, torch.Tensor], thresholds: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
+        feeds = {name: np.ascontiguousarray(tensors[name].numpy()) for name in self.inputs}
+        feeds[THRESHOLD] = np.array(thresholds, np.float32)
+        logits, exit_layers = self.session.run(["logits", "exit_layer"], feeds)
+        return torch.from_numpy(logits), torch.from_numpy(exit_layers)
+
+
 class OnnxEarlyExitModel(ExportedEarlyExitModel):
     """
     A classifier with off-ramps whose layers are run by ONNX Runtime: called like the PyTorch model, it gives the same
-    answers and exits. It has no parameters and is for inference on the host; on a provider with a memory of its own,
-    states are copied between layers. Goes where the PyTorch model goes that is only called: `pipeline`,
+    answers and exits. A plain call with thresholds of the criterion in `model.onnx` is one run of that file; another
+    criterion, `exit_layer`, all exits and [`EarlyExitPredictor`] take the segments, which are loaded when they are
+    first needed. It has no parameters and is for inference on the host; on a provider with a memory of its own, states
+    are copied between segments. Goes where the PyTorch model goes that is only called: `pipeline`,
     [`EarlyExitPredictor`], `collect_exits`, `time_thresholds`.
 
     ```python
@@ -70,7 +93,7 @@ class OnnxEarlyExitModel(ExportedEarlyExitModel):
         **kwargs: Any,
     ) -> "OnnxEarlyExitModel":
         """
-        Loads the segments that [`export_onnx`] wrote.
+        Loads a folder that [`export_onnx`] wrote.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`):
@@ -85,8 +108,9 @@ class OnnxEarlyExitModel(ExportedEarlyExitModel):
                 `PreTrainedModel.from_pretrained`.
 
         Raises:
-            ValueError: for a folder or repository that is not there, without segments, or with files that are missing,
-                damaged or do not fit together; providers that this ONNX Runtime lacks; a number of threads below 1.
+            ValueError: for a folder or repository that is not there, without files to run, or with files that are
+                missing, damaged or do not fit together; providers that this ONNX Runtime lacks; a number of threads
+                below 1.
         """
         options, known = session_options(num_threads), check_providers(providers)
         # On the CPU the fused operator is slower than its parts.
@@ -97,7 +121,23 @@ class OnnxEarlyExitModel(ExportedEarlyExitModel):
                 onnxruntime.InferenceSession(path, options, providers=known, disabled_optimizers=slower)
             )
 
-        return cls.load(pretrained_model_name_or_path, open_segment, **kwargs)
+        def open_single_file(path: Path) -> OnnxSingleFile:
+            quiet = session_options(num_threads)
+            quiet.log_severity_level = 3  # or it warns of each input that is optional
+            return OnnxSingleFile(
+                onnxruntime.InferenceSession(path, quiet, providers=known, disabled_optimizers=slower)
+            )
+
+        return cls.load(pretrained_model_name_or_path, open_segment, open_single_file, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Copies the exported files, with the configuration as it is now; `kwargs` of other models are ignored."""
+        super().save_pretrained(save_directory, **kwargs)
+        single_file = self.notes.single_file
+        if single_file is not None:
+            criterion = criterion_of(self.config.early_exit_entropy, self.config.exit_criterion)
+            thresholds = default_thresholds(criterion, single_file.score, single_file.patience)
+            set_default_threshold(Path(save_directory, single_file.file), thresholds)
 
 
 def session_options(num_threads: int | None) -> onnxruntime.SessionOptions:

@@ -1,4 +1,4 @@
-"""What of a classifier becomes an ONNX graph: one layer with its exit, or all of them."""
+"""What of a classifier becomes an ONNX graph: one layer with its exit."""
 
 import contextlib
 import copy
@@ -12,12 +12,14 @@ import onnx
 import torch
 from torch import nn
 
+from ...models.early_exit_deebert import PAST
 from ...models.exit_plan_deebert import ExitPlan, make_exit_plan
-from ...models.exit_scores_deebert import Score, prediction_entropy
+from ...models.exit_scores_deebert import ExitCandidate, Score, prediction_entropy
 from ...models.layer_state_deebert import LayerState
 
 
 TOKEN_INPUTS = ("input_ids", "token_type_ids")  # of those a family may know, the ones that a graph takes
+INPUTS = (*TOKEN_INPUTS, "attention_mask", "hidden")
 
 
 class LayerSegment(nn.Module):
@@ -28,77 +30,67 @@ class LayerSegment(nn.Module):
     Args:
         model (`PreTrainedModel`): An early-exit classifier in eval mode.
         layer (`int`): 1 … L; 0: the embeddings alone, where an exit stands behind them.
+        score (`Callable`, *optional*): Of an exit criterion, where it is wanted besides the entropy.
     """
 
-    def __init__(self, model: Any, layer: int):
+    def __init__(self, model: Any, layer: int, score: Score | None = None):
         super().__init__()
         self.model: Any = model
         self.layer = layer
-        self.plan = full_plan(model)
-
-    def forward(
-        self, inputs: torch.Tensor, mask: torch.Tensor, segments: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
-        """
-        Args:
-            inputs (`torch.Tensor`):
-                `(rows, width, hidden)` states in front of the layer; for the first segment the `input_ids`,
-                `(rows, width)`.
-            mask (`torch.LongTensor` of shape `(rows, width)`): 1 for attended tokens; column 0 is each row's first.
-            segments (`torch.LongTensor` of shape `(rows, width)`, *optional*):
-                For the first segment, the `token_type_ids`.
-
-        Returns:
-            `tuple`: the states behind the layer; where there is an exit, its logits `(rows, labels)` and their entropy
-            `(rows,)`.
-        """
-        if self.layer == first_segment(self.model):
-            inputs = embed_tokens(self.model, mask, {"input_ids": inputs, "token_type_ids": segments})
-        state = LayerState.begin(inputs, mask)
-        if self.layer:
-            state.layer = self.layer - 1
-            self.model.advance(state)
-        if self.layer not in self.model.exit_layers:
-            return (state.hidden,)
-        candidate = self.plan.scale(self.model.evaluate_exit(state))
-        return state.hidden, candidate.logits, finite_or_nan(prediction_entropy(candidate), candidate.logits)
-
-
-class EveryExit(nn.Module):
-    """
-    The whole classifier, every exit of it.
-
-    Args:
-        model (`PreTrainedModel`): An early-exit classifier in eval mode.
-        score (`Callable`): Of the exit criterion.
-    """
-
-    def __init__(self, model: Any, score: Score):
-        super().__init__()
-        self.model: Any = model
         self.score = score
         self.plan = full_plan(model)
 
-    def forward(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """
-        `tuple`: logits `(rows, labels)` and score `(rows,)` of the first exit, those of the second, … those of the
-        head, and the states behind the last layer.
+        Args:
+            tensors (`dict[str, torch.Tensor]`):
+                `attention_mask`, int64 `(rows, width)`, 1 for attended tokens, column 0 each row's first; `hidden`,
+                `(rows, width, hidden)` states in front of the layer, or for the first segment `input_ids` and
+                `token_type_ids`; for an off-ramp what it and the score keep from exit to exit, `(rows, …)`.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `states` behind the layer; where there is an exit, `logits` `(rows, labels)` and
+            their `entropy` `(rows,)`; for an off-ramp also what it keeps, and the `score`, `(rows,)`, with
+            `first_score`, that of a first evaluated exit, where the score compares exits.
         """
-        mask = attention_mask.ne(0).long()
-        columns = columns_from_first(mask)
-        tokens = {"input_ids": input_ids, "token_type_ids": token_type_ids}
-        inputs = {name: tensor.gather(1, columns) for name, tensor in tokens.items() if tensor is not None}
-        mask = mask.gather(1, columns)
-        state = LayerState.begin(embed_tokens(self.model, mask, inputs), mask)
-        exits: list[torch.Tensor] = []
-        for layer in self.model.exit_layers:
-            while state.layer < layer:
-                self.model.advance(state)
-            candidate = self.plan.scale(self.model.evaluate_exit(state))
-            exits += [candidate.logits, finite_or_nan(self.score(candidate), candidate.logits)]
-        return *exits, state.hidden
+        mask = tensors["attention_mask"]
+        hidden = tensors["hidden"] if "hidden" in tensors else embed_tokens(self.model, mask, tensors)
+        state = LayerState.begin(hidden, mask)
+        if self.layer:
+            state.layer = self.layer - 1
+            self.model.advance(state)
+        found = {"states": state.hidden}
+        if self.layer not in self.model.exit_layers:
+            return found
+        if PAST in tensors:
+            state.memory[PAST] = tensors[PAST]
+        candidate = self.plan.scale(self.model.evaluate_exit(state))
+        logits = candidate.logits
+        found |= {"logits": logits, "entropy": finite_or_nan(prediction_entropy(candidate), logits)}
+        if self.layer == self.model.exit_layers[-1]:
+            return found
+        if PAST in state.memory:
+            found[next_name(PAST)] = state.memory[PAST]
+        if self.score is not None:
+            kept = {name: tensor for name, tensor in tensors.items() if name not in (*INPUTS, PAST)}
+            if kept:
+                found["first_score"] = finite_or_nan(self.score(ExitCandidate(logits, layer=self.layer)), logits)
+            candidate = ExitCandidate(logits, memory=kept, layer=self.layer)
+            found["score"] = finite_or_nan(self.score(candidate), logits)
+            found |= {next_name(name): tensor for name, tensor in candidate.memory.items()}
+        return found
+
+
+def next_name(name: str) -> str:
+    """The output's name of what an exit keeps for later ones as the input `name`."""
+    return f"next_{name}"
+
+
+def memory_of(score: Score, labels: int) -> dict[str, torch.Tensor]:
+    """Two rows of what a score keeps from exit to exit."""
+    candidate = ExitCandidate(torch.zeros(2, labels))
+    score(candidate)
+    return candidate.memory
 
 
 def finite_or_nan(score: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
@@ -118,13 +110,6 @@ def embed_tokens(model: Any, mask: torch.Tensor, tokens: dict) -> torch.Tensor:
     """States in front of layer 1, from those of the tokens' tensors that the family knows."""
     backbone = model.base_model
     return backbone.embed(mask, **{name: tokens.get(name) for name in backbone.embedding_inputs})
-
-
-def columns_from_first(mask: torch.Tensor) -> torch.Tensor:
-    """As `rotation`, for a width that is not known yet, by which the exporter cannot take remainders."""
-    width = mask.shape[1]
-    columns = torch.arange(width) + mask.argmax(1, keepdim=True)
-    return torch.where(columns < width, columns, columns - width)
 
 
 def full_plan(model: Any) -> ExitPlan:
@@ -156,67 +141,69 @@ def token_inputs(model: Any) -> tuple[str, ...]:
     return tuple(name for name in TOKEN_INPUTS if name in model.base_model.embedding_inputs)
 
 
-def export_segment(model: Any, layer: int, opset: int) -> onnx.ModelProto:
-    """
-    One [`LayerSegment`] as an ONNX graph with dynamic rows and width. Inputs: `input_ids`, `attention_mask` and, where
-    the family has them, `token_type_ids` for the first; `hidden` and `attention_mask` for the others. Outputs:
-    `states` and, where there is an exit, `logits` and `entropy`, an off-ramp's as [`skip_exit`] takes them.
-    """
+def export_segment(model: Any, layer: int, opset: int, score: Score | None = None) -> onnx.ModelProto:
+    """One [`LayerSegment`] as an ONNX graph with dynamic rows and width, and the names of its tensors."""
     mask = torch.ones(2, 8, dtype=torch.long)
     mask[1, 5:] = 0  # padding must not be optimised away
-    names: list[str]
     if layer == first_segment(model):
-        names = ["input_ids", "attention_mask", *token_inputs(model)[1:]]
-        inputs: list[torch.Tensor] = [torch.ones_like(mask), mask, torch.zeros_like(mask)][: len(names)]
+        tensors = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
+        tensors |= {name: torch.zeros_like(mask) for name in token_inputs(model)[1:]}
     else:
-        names = ["hidden", "attention_mask"]
-        inputs = [torch.zeros(2, 8, model.config.hidden_size), mask]
-    outputs = ["states"]
-    if layer in model.exit_layers:
-        outputs += ["logits", "entropy"] if layer == model.exit_layers[-1] else ["exit_logits", "exit_entropy"]
-    return export_module(LayerSegment(model, layer), inputs, names, outputs, {0: "rows", 1: "width"}, opset)
-
-
-def export_every_exit(model: Any, score: Score, opset: int) -> onnx.ModelProto:
-    """
-    [`EveryExit`] as one ONNX graph for a single row of any length. Inputs: `input_ids`, `attention_mask` and, where
-    the family has them, `token_type_ids`. Outputs: `logits_i`, `score_i` for each exit layer i, `states`.
-    """
-    mask = torch.ones(1, 8, dtype=torch.long)
-    mask[:, 5:] = 0
-    inputs_of = {"input_ids": torch.ones_like(mask), "token_type_ids": torch.zeros_like(mask)}
-    names = ["input_ids", "attention_mask", *token_inputs(model)[1:]]
-    inputs = [inputs_of.get(name, mask) for name in names]
-    outputs = [f"{kind}_{layer}" for layer in model.exit_layers for kind in ("logits", "score")]
-    return export_module(EveryExit(model, score), inputs, names, [*outputs, "states"], {1: "width"}, opset)
+        tensors = {"hidden": torch.zeros(2, 8, model.config.hidden_size), "attention_mask": mask}
+    dynamic = {name: {0: "rows", 1: "width"} for name in tensors}
+    *off_ramp_layers, _ = model.exit_layers
+    if layer in off_ramp_layers:
+        kept = {} if score is None else memory_of(score, model.config.num_labels)
+        place = off_ramp_layers.index(layer)
+        if place and model.config.off_ramp_context == "past":
+            kept[PAST] = torch.zeros(2, place * model.config.hidden_size)
+        tensors |= kept
+        dynamic |= {name: {0: "rows"} for name in kept}
+    module = LayerSegment(model, layer, score)
+    names = list(module(tensors))
+    return export_module(module, {"tensors": tensors}, list(tensors), names, {"tensors": dynamic}, opset)
 
 
 def export_module(
     module: nn.Module,
-    inputs: list[torch.Tensor],
+    arguments: dict[str, Any],
     input_names: list[str],
     output_names: list[str],
-    dynamic: dict[int, str],
+    dynamic: dict[str, Any],
     opset: int,
 ) -> onnx.ModelProto:
-    """Exports a module all of whose inputs have the same dynamic axes, and leaves out the notes of where it ran."""
+    """Exports a module with its keyword arguments' dynamic axes, and leaves out the notes of where it ran."""
     with torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
             module,
-            tuple(inputs),
+            kwargs=arguments,
             input_names=input_names,
             output_names=output_names,
-            dynamic_shapes=tuple(dynamic for _ in inputs),
+            dynamic_shapes=dynamic,
             dynamo=True,
             opset_version=opset,
             verbose=False,
         )
     assert program is not None  # which it is only without `dynamo`
     model = program.model_proto
+    spell_out_maxima(model.graph)
     for node in model.graph.node:
         node.ClearField("metadata_props")  # stack traces, with the paths of this machine
         node.ClearField("doc_string")
     return model
+
+
+def spell_out_maxima(graph: onnx.GraphProto) -> None:
+    """Makes each `Max` of two a comparison and a choice: converters to float16 fail at it inside branches."""
+    nodes = []
+    for node in graph.node:
+        if node.op_type == "Max" and len(node.input) == 2:
+            larger = f"{node.output[0]}_larger"
+            nodes.append(onnx.helper.make_node("Greater", list(node.input), [larger], f"{node.name}_larger"))
+            node = onnx.helper.make_node("Where", [larger, *node.input], list(node.output), node.name)
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @contextlib.contextmanager
