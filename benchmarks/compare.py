@@ -9,7 +9,8 @@ Part `text` measures a trained model on text that it has not seen, with its accu
 `make quickstart` leaves, on its own validation and test sentences. Part `shapes` measures time alone, of random
 weights. Contenders: the stock class in PyTorch eager (twice, as control), compiled, in the pipeline and in ONNX
 Runtime, in float32 and int8; fixed depths; and early exit in PyTorch, in the predictor, and in both forms of ONNX
-Runtime.
+Runtime. Where OpenVINO (and NNCF) are installed, part `text` also has the stock class there, in float32 and int8, and
+the single file.
 
 All of a group take turns, round by round, after a warm-up; the first of a round moves on. Times are medians, the
 spread is the interquartile range over the median, and ratios are taken within each round before their median. The

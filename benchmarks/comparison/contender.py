@@ -12,6 +12,7 @@ COMPILED = "torch.compile"
 AHEAD = "AOTInductor"
 TEXTS = "PyTorch, from texts"
 ONNX = {"float32": "ONNX Runtime", "int8": "ONNX Runtime, int8"}
+OPENVINO = {"float32": "OpenVINO", "int8": "OpenVINO, int8 by NNCF"}
 
 # What a runtime's times are measured against: its stock model, the first one of PyTorch once more, and no layers.
 STOCK, CONTROL, NO_LAYERS = "stock", "stock again", "stock without layers"
