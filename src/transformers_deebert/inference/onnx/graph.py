@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import onnx
 from onnx import TensorProto, helper
 
+from .segments import INPUTS
+
 
 class Pieces(NamedTuple):
     nodes: list[onnx.NodeProto]
@@ -165,15 +167,12 @@ def skip_exit(flat: onnx.ModelProto) -> onnx.ModelProto:
         then_branch=helper.make_graph(exit_pieces.nodes, "evaluate", [], then, initializer=exit_pieces.initializers),
         else_branch=helper.make_graph(skipped, "skip", [], infos),
     )
-    tokens = [value for value in graph.input if value.name in SEGMENT_INPUTS]
+    inputs = [value for value in graph.input if value.name in INPUTS]
     gated = helper.make_graph(
         [*trunk.nodes, node],
         graph.name,
-        [*tokens, helper.make_tensor_value_info("evaluate", TensorProto.BOOL, [1])],
+        [*inputs, helper.make_tensor_value_info("evaluate", TensorProto.BOOL, [1])],
         [outputs[name] for name in ("states", *names)],
         initializer=trunk.initializers,
     )
     return helper.make_model(gated, opset_imports=flat.opset_import, ir_version=flat.ir_version)
-
-
-SEGMENT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "hidden")
