@@ -63,7 +63,6 @@ class SingleFile:
         self.thresholds = thresholds
         (logits,) = (value for value in flats[exit_layers[-1]].graph.output if value.name == "logits")
         self.labels = logits.type.tensor_type.shape.dim[1].dim_value
-        self.names = itertools.count()
         self.shared: dict[bytes, str] = {}
         self.memory: dict[str, tuple[int, int]] = {}  # of the score, per row
         for flat in flats.values():
@@ -79,7 +78,7 @@ class SingleFile:
         """The model."""
         first = self.flats[min(self.flats)]
         tokens = [value for value in first.graph.input if value.name not in self.memory]
-        nodes = Nodes(self.names)
+        nodes = Nodes()
         self.prepare_thresholds(nodes)
         state = self.prepare_tokens(nodes, [value.name for value in tokens])
         logits, layers = self.level(0, nodes, state)
@@ -94,9 +93,11 @@ class SingleFile:
                 helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", self.labels]),
                 helper.make_tensor_value_info("exit_layer", TensorProto.INT64, ["rows"]),
             ],
-            initializer=[*nodes.pieces.initializers, default],
+            initializer=[default],
         )
-        return helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+        model = helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+        nodes.put_weights(model.graph)
+        return model
 
     def prepare_thresholds(self, nodes: Nodes) -> None:
         """For every off-ramp its threshold, whether it is on, and whether any before, or any from it on, is."""
