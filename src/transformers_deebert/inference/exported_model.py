@@ -49,7 +49,7 @@ class SingleFileNotes:
     patience: int
 
     def knows(self, plan: ExitPlan) -> bool:
-        """Whether the file gives what a plan asks for."""
+        """Whether the answers of a plan are those of the file."""
         same = plan.score is SCORES[self.score].function and plan.patience == self.patience
         depth = plan.exit_layers[-1]
         return (
@@ -402,7 +402,7 @@ def find_folder(
                 token=token,
                 local_files_only=local_files_only,
                 force_download=force_download,
-                allow_patterns=[str(Path(subfolder, pattern)) for pattern in ("*.json", "segment_*", "model.*")],
+                allow_patterns=[str(Path(subfolder, pattern)) for pattern in ("*.json", "segment_*", "model.onnx*")],
             )
         except (OSError, HFValidationError) as error:
             raise ValueError(

@@ -2,11 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import onnx
 from onnx import TensorProto, helper
+
+from .segments import INPUTS
 
 
 class Pieces(NamedTuple):
@@ -19,11 +21,13 @@ class Nodes:
     Nodes as they are written, one after the other.
 
     Args:
-        names (`Iterable[int]`): Numbers for their outputs, shared by all graphs of a model.
+        parent ([`Nodes`], *optional*): Of the graph around a branch, with which it shares numbers for names.
     """
 
-    def __init__(self, names: Iterable[int] | None = None) -> None:
-        self.names = iter(itertools.count() if names is None else names)
+    def __init__(self, parent: "Nodes | None" = None) -> None:
+        self.names: Iterator[int] = itertools.count() if parent is None else parent.names
+        # Initializers of branches by the graph's name: a graph is copied into the one around it, and weights are not.
+        self.weights: dict[str, list[onnx.TensorProto]] = {} if parent is None else parent.weights
         self.pieces = Pieces([], [])
 
     def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -44,7 +48,7 @@ class Nodes:
 
     def branch(self) -> "Nodes":
         """An empty list for a branch."""
-        return Nodes(self.names)
+        return Nodes(self)
 
     def choose(
         self,
@@ -67,7 +71,8 @@ class Nodes:
                 results.append(value if value in made - seen else nodes("Identity", value))
                 seen.add(value)
             infos = [value_info(result, *kind) for result, kind in zip(results, kinds, strict=True)]
-            return helper.make_graph(nodes.pieces.nodes, name, [], infos, initializer=nodes.pieces.initializers)
+            self.weights[name] = nodes.pieces.initializers
+            return helper.make_graph(nodes.pieces.nodes, name, [], infos)
 
         self.pieces.nodes.append(
             helper.make_node(
@@ -80,6 +85,14 @@ class Nodes:
             )
         )
         return outputs
+
+    def put_weights(self, graph: onnx.GraphProto) -> None:
+        """Gives a finished graph and its branches their initializers."""
+        graph.initializer.extend(self.weights.get(graph.name, self.pieces.initializers))
+        for node in graph.node:
+            for attribute in node.attribute:
+                if attribute.HasField("g"):
+                    self.put_weights(attribute.g)
 
 
 def value_info(name: str, kind: int, axes: int) -> onnx.ValueInfoProto:
@@ -165,15 +178,12 @@ def skip_exit(flat: onnx.ModelProto) -> onnx.ModelProto:
         then_branch=helper.make_graph(exit_pieces.nodes, "evaluate", [], then, initializer=exit_pieces.initializers),
         else_branch=helper.make_graph(skipped, "skip", [], infos),
     )
-    tokens = [value for value in graph.input if value.name in SEGMENT_INPUTS]
+    inputs = [value for value in graph.input if value.name in INPUTS]
     gated = helper.make_graph(
         [*trunk.nodes, node],
         graph.name,
-        [*tokens, helper.make_tensor_value_info("evaluate", TensorProto.BOOL, [1])],
+        [*inputs, helper.make_tensor_value_info("evaluate", TensorProto.BOOL, [1])],
         [outputs[name] for name in ("states", *names)],
         initializer=trunk.initializers,
     )
     return helper.make_model(gated, opset_imports=flat.opset_import, ir_version=flat.ir_version)
-
-
-SEGMENT_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "hidden")

@@ -61,7 +61,8 @@ class SingleFile:
         self.exit_layers = exit_layers
         self.patience = patience
         self.thresholds = thresholds
-        self.names = itertools.count()
+        (logits,) = (value for value in flats[exit_layers[-1]].graph.output if value.name == "logits")
+        self.labels = logits.type.tensor_type.shape.dim[1].dim_value
         self.shared: dict[bytes, str] = {}
         self.memory: dict[str, tuple[int, int]] = {}  # of the score, per row
         for flat in flats.values():
@@ -76,14 +77,12 @@ class SingleFile:
     def make(self) -> onnx.ModelProto:
         """The model."""
         first = self.flats[min(self.flats)]
-        inputs = list(first.graph.input)
-        tokens = [value for value in inputs if value.name not in self.memory]
-        nodes = Nodes(self.names)
+        tokens = [value for value in first.graph.input if value.name not in self.memory]
+        nodes = Nodes()
         self.prepare_thresholds(nodes)
         state = self.prepare_tokens(nodes, [value.name for value in tokens])
         logits, layers = self.level(0, nodes, state)
         default = numpy_helper.from_array(np.array(self.thresholds, np.float32), THRESHOLD)
-        labels = self.flats[self.exit_layers[-1]].graph.output[1].type.tensor_type.shape.dim[1].dim_value
         for name, value in {"logits": logits, "exit_layer": layers}.items():
             nodes.pieces.nodes.append(helper.make_node("Identity", [value], [name], f"node_{name}"))
         graph = helper.make_graph(
@@ -91,12 +90,14 @@ class SingleFile:
             "early_exit",
             [*tokens, helper.make_tensor_value_info(THRESHOLD, TensorProto.FLOAT, ["thresholds"])],
             [
-                helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", labels]),
+                helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["rows", self.labels]),
                 helper.make_tensor_value_info("exit_layer", TensorProto.INT64, ["rows"]),
             ],
-            initializer=[*nodes.pieces.initializers, default],
+            initializer=[default],
         )
-        return helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+        model = helper.make_model(graph, opset_imports=first.opset_import, ir_version=first.ir_version)
+        nodes.put_weights(model.graph)
+        return model
 
     def prepare_thresholds(self, nodes: Nodes) -> None:
         """For every off-ramp its threshold, whether it is on, and whether any before, or any from it on, is."""
@@ -137,8 +138,7 @@ class SingleFile:
         shape = nodes("Shape", mask, start=0, end=1)
         rows = nodes("Range", none, nodes("Squeeze", shape), one)
         state["rows"] = nodes("Unsqueeze", rows, axis)
-        labels = self.flats[self.exit_layers[-1]].graph.output[1].type.tensor_type.shape.dim[1].dim_value
-        whole = nodes("Concat", shape, nodes.constant([labels]), axis=0)
+        whole = nodes("Concat", shape, nodes.constant([self.labels]), axis=0)
         state["answers"] = nodes("Expand", nodes.constant([0.0], TensorProto.FLOAT), whole)
         state["answer_layers"] = nodes("Expand", nodes.constant([self.exit_layers[-1]]), shape)
         for name, (kind, _) in self.memory.items():
@@ -198,21 +198,15 @@ class SingleFile:
         graph = self.flats[layer].graph
         names = {value.name: state[value.name] for value in graph.input if value.name in state}
         prefix = f"layer_{layer}_"
-        producers = split_by_output(graph, outputs)
-        twice = {}
-        for tensor in producers[0].initializers:
-            content = tensor.raw_data
-            if len(content) >= SHARED_BYTES:
-                header = repr((tensor.data_type, list(tensor.dims))).encode()
-                key = hashlib.sha256(header + content).digest()
-                if key in self.shared:
-                    twice[tensor.name] = self.shared[key]
+        for tensor in split_by_output(graph, outputs)[0].initializers:
+            if len(tensor.raw_data) >= SHARED_BYTES:
+                kind = repr((tensor.data_type, list(tensor.dims))).encode()
+                content = hashlib.sha256(kind + tensor.raw_data).digest()
+                if content in self.shared:
+                    names[tensor.name] = self.shared[content]
+                    graph.initializer.remove(tensor)
                 else:
-                    self.shared[key] = prefix + tensor.name
-        kept = [tensor for tensor in graph.initializer if tensor.name not in twice]
-        del graph.initializer[:]
-        graph.initializer.extend(kept)
-        names |= twice
+                    self.shared[content] = prefix + tensor.name
         rename_tensors(graph, lambda name: names.get(name, prefix + name), prefix)
         return split_by_output(graph, [[prefix + name for name in group] for group in outputs])
 
@@ -273,7 +267,7 @@ class SingleFile:
             "answers": then("ScatterND", state["answers"], places, then("Gather", evaluation.logits, exited)),
             "answer_layers": then("ScatterND", state["answer_layers"], places, layers),
         }
-        # Rows and columns at once: as rows of (rows * width, ...).
+        # Rows and columns at once: as rows of (rows * width, …).
         zero, one = then.constant(0), then.constant(1)
         width = then("Shape", state["attention_mask"], start=1, end=2)
         mask = then("Gather", state["attention_mask"], active)
