@@ -8,7 +8,8 @@ from typing import Any
 from ..analysis.choice import ThresholdChoice
 from ..families import FAMILIES
 from ..folders import write_text
-from ..inference.exported_model import ExportedEarlyExitModel, find_notes
+from ..inference.exported_folder import find_notes
+from ..inference.exported_model import ExportedEarlyExitModel
 from ..models.configuration_early_exit_deebert import check_temperatures, layers_of_exits
 from ..models.exit_criteria_deebert import check_thresholds
 from ..models.exit_loop_deebert import has_exits

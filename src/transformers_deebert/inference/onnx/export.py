@@ -17,7 +17,7 @@ from ...folders import check_new_folder, whole_folder
 from ...models.configuration_early_exit_deebert import class_names
 from ...models.exit_criteria_deebert import is_single_label
 from ...models.exit_scores_deebert import find_score
-from ..exported_model import write_config
+from ..exported_folder import write_config
 from .graph import skip_exit
 from .quantization import quantize_layers
 from .segments import export_segment, exportable, first_segment
