@@ -401,13 +401,6 @@ def test_bare_runtime_takes_the_exits_of_the_single_file(folder, case):
     check_elsewhere([sys.executable, "-c", BARE, str(folder / "model.onnx")], case)
 
 
-def test_node_takes_the_exits_of_the_single_file(folder, case):
-    node = shutil.which("node")
-    if node is None or subprocess.run([node, "-e", "require('onnxruntime-node')"], capture_output=True).returncode:
-        pytest.skip("needs Node.js with onnxruntime-node (NODE_PATH)")
-    check_elsewhere([node, str(Path(__file__).with_name("onnx_exit.mjs")), str(folder / "model.onnx")], case)
-
-
 def operators_run(path, feeds_of, tmp_path):
     """Names of the operators that a run of a file computes, and the shapes of their first outputs."""
     options = onnxruntime.SessionOptions()
