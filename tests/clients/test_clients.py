@@ -1,6 +1,6 @@
 """
 `model.onnx` in programs that know nothing of this library. Each needs what it runs; where that is not there, its tests
-are skipped. Everything at once, outside of the repository:
+are skipped. Everything at once, outside of the repository (and a Chromium, on PATH or in DEEBERT_CHROMIUM):
 
     npm install onnxruntime-node onnxruntime-web @huggingface/transformers
     python -m venv openvino && openvino/bin/pip install openvino
@@ -50,6 +50,17 @@ def node_command(package, script):
     return [node, str(HERE / script)], {"NODE_PATH": modules}
 
 
+def browser_command(package, script):
+    """Of a script for Node.js that opens a browser."""
+    command, environment = node_command(package, script)
+    browser = os.environ.get("DEEBERT_CHROMIUM") or shutil.which("chromium")
+    if browser is None:
+        pytest.skip(
+            "needs Chromium, as `chromium` on PATH or in DEEBERT_CHROMIUM (Debian: `apt-get install chromium`)"
+        )
+    return [*command, browser], environment
+
+
 def python_command(variable, script, install, here=False):
     """Of a script in an environment of its own, or `here`, in this one."""
     python = os.environ.get(variable, sys.executable if here else None)
@@ -60,6 +71,8 @@ def python_command(variable, script, install, here=False):
 
 def runtime_command(runtime):
     """Of a program that takes batches through a file."""
+    if runtime == "browser":
+        return browser_command("onnxruntime-web", "run_browser.mjs")
     if runtime == "onnxruntime":
         command, environment = python_command("DEEBERT_ONNXRUNTIME_PYTHON", "run_file.py", "onnxruntime", here=True)
     elif runtime == "openvino":
@@ -98,7 +111,9 @@ def check(case, given, expected, rows=slice(None)):
     torch.testing.assert_close(torch.tensor(given[0]), logits[rows], **CLOSE)
 
 
-RUNTIMES = pytest.mark.parametrize("runtime", ["onnxruntime", "onnxruntime-node", "onnxruntime-web", "openvino"])
+RUNTIMES = pytest.mark.parametrize(
+    "runtime", ["onnxruntime", "onnxruntime-node", "onnxruntime-web", "browser", "openvino"]
+)
 
 
 @RUNTIMES
@@ -167,20 +182,26 @@ def check_int8(case, results, batch_size):
     assert sum(a["label"] == b for a, b in zip(results, case.labels[0], strict=True)) >= 0.8 * count
 
 
+@pytest.mark.parametrize("place", ["node", "browser"])
 @pytest.mark.parametrize(
     ("folder", "options"),
     [
-        ("hub", {}),
+        ("hub", {}),  # float32 in Node.js, int8 in browsers
         ("hub", {"dtype": "fp32"}),
         ("hub", {"dtype": "q8"}),
         ("float32", {"dtype": "fp32", "subfolder": ""}),
         ("int8", {"dtype": "fp32", "subfolder": ""}),  # of files it chooses model.onnx
     ],
 )
-def test_transformers_js(case, folder, options):
-    command = node_command("@huggingface/transformers", "classify.mjs")
+def test_transformers_js(case, folder, options, place):
+    package = "@huggingface/transformers"
+    if place == "browser":
+        command = browser_command(package, "classify_browser.mjs")
+    else:
+        command = node_command(package, "classify.mjs")
     (results,) = start(command, [getattr(case, folder), json.dumps(options)], case.texts)
-    if folder == "int8" or options.get("dtype") == "q8":
+    dtype = options.get("dtype", "fp32" if place == "node" else "q8")
+    if folder == "int8" or dtype == "q8":
         check_int8(case, results, len(case.texts))
     else:
         check_labels(case, results)
