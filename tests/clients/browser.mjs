@@ -1,7 +1,8 @@
 // A module script in a headless browser, served from loopback with the files it asks for.
 
 import { spawn } from "node:child_process";
-import { mkdtempSync, readFileSync, rmSync, statSync } from "node:fs";
+import { mkdtempSync, readFileSync, statSync } from "node:fs";
+import { rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import { tmpdir } from "node:os";
 import { extname, join, normalize } from "node:path";
@@ -29,7 +30,7 @@ run().then((result) => report("/result", result), (error) => report("/error", St
         for await (const chunk of request) body += chunk;
         response.end();
         settle = () => (pathname === "/result" ? resolve : reject)(JSON.parse(body));
-        return child.kill();
+        return process.kill(-child.pid, "SIGKILL"); // and its own processes, which write to the profile
       }
       const [, name, ...rest] = normalize(pathname).split("/");
       const file = join(folders[name] ?? "", ...rest);
@@ -44,10 +45,13 @@ run().then((result) => report("/result", result), (error) => report("/error", St
     let settle = () => reject(new Error("The browser ended without a result."));
     server.listen(0, "127.0.0.1", () => {
       const options = ["--headless", "--no-sandbox", "--disable-gpu", `--user-data-dir=${profile}`];
-      child = spawn(browser, [...options, `http://127.0.0.1:${server.address().port}/`], { stdio: "ignore" });
+      child = spawn(browser, [...options, `http://127.0.0.1:${server.address().port}/`], {
+        stdio: "ignore",
+        detached: true, // a process group of its own
+      });
       child.once("error", reject);
-      child.once("exit", () => {
-        rmSync(profile, { recursive: true, force: true, maxRetries: 5, retryDelay: 200 });
+      child.once("exit", async () => {
+        await rm(profile, { recursive: true, force: true, maxRetries: 10, retryDelay: 100 });
         server.close();
         server.closeAllConnections();
         settle();
