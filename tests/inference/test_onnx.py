@@ -37,6 +37,7 @@ from transformers_deebert import (
     pick_threshold,
 )
 from transformers_deebert.cli import main
+from transformers_deebert.inference.exported_folder import write_config
 from transformers_deebert.inference.onnx import export
 
 
@@ -223,6 +224,16 @@ def test_other_libraries_know_the_configuration(folder):
     assert type(config) is BertConfig
     assert config.off_ramp_temperatures == TEMPERATURES
     assert OnnxEarlyExitModel.from_pretrained(folder, num_threads=1).config.to_dict() == make_bert().config.to_dict()
+
+
+def test_the_configuration_names_no_code(tmp_path):
+    """A stock pipeline would ask for the code of a checkpoint, which the exported folder has not."""
+    make_model().save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert {"auto_map", "custom_pipelines"} <= config.to_diff_dict().keys()
+    write_config(config, tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert not {"auto_map", "custom_pipelines"} & saved.keys()
 
 
 def single_rows(batch):
