@@ -347,11 +347,9 @@ def pooling(request):
     return request.param
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory):
+def export_all(model, place, **settings):
     """
-    Folders of an exported BERT, with temperatures and mean pooling, by dtype. Tracing takes seconds a layer, so both
-    are made of the same graphs.
+    Exported folders of a model, by dtype. Tracing takes seconds a layer, so all are made of the same graphs.
     """
     from transformers_deebert.inference.onnx import export
 
@@ -364,10 +362,13 @@ def exported(tmp_path_factory):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export, "export_segment", trace_once)
-        return {
-            dtype: export.export_onnx(make_model(**EXPORTED), tmp_path_factory.mktemp("onnx") / dtype, dtype=dtype)
-            for dtype in export.DTYPES
-        }
+        return {dtype: export.export_onnx(model, place / dtype, dtype=dtype, **settings) for dtype in export.DTYPES}
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory):
+    """Folders of an exported BERT, with temperatures and mean pooling, by dtype."""
+    return export_all(make_model(**EXPORTED), tmp_path_factory.mktemp("onnx"))
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ from transformers_deebert import (
     pick_threshold,
 )
 from transformers_deebert.cli import main
+from transformers_deebert.inference.exported_folder import write_config
 from transformers_deebert.inference.onnx import export
 
 
@@ -225,6 +226,16 @@ def test_other_libraries_know_the_configuration(folder):
     assert OnnxEarlyExitModel.from_pretrained(folder, num_threads=1).config.to_dict() == make_bert().config.to_dict()
 
 
+def test_the_configuration_names_no_code(tmp_path):
+    """A stock pipeline would ask for the code of a checkpoint, which the exported folder has not."""
+    make_model().save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert {"auto_map", "custom_pipelines"} <= config.to_diff_dict().keys()
+    write_config(config, tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    assert not {"auto_map", "custom_pipelines"} & saved.keys()
+
+
 def single_rows(batch):
     lengths = batch["attention_mask"].sum(1).tolist()
     return [
@@ -399,13 +410,6 @@ def check_elsewhere(command, case):
 
 def test_bare_runtime_takes_the_exits_of_the_single_file(folder, case):
     check_elsewhere([sys.executable, "-c", BARE, str(folder / "model.onnx")], case)
-
-
-def test_node_takes_the_exits_of_the_single_file(folder, case):
-    node = shutil.which("node")
-    if node is None or subprocess.run([node, "-e", "require('onnxruntime-node')"], capture_output=True).returncode:
-        pytest.skip("needs Node.js with onnxruntime-node (NODE_PATH)")
-    check_elsewhere([node, str(Path(__file__).with_name("onnx_exit.mjs")), str(folder / "model.onnx")], case)
 
 
 def operators_run(path, feeds_of, tmp_path):

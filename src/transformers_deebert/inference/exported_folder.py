@@ -124,12 +124,14 @@ def read_config(folder: Path) -> Any:
 def write_config(config: Any, folder: Path) -> None:
     """
     Writes config.json with the stock `model_type`, which other libraries know, and the exits' fields besides, without
-    the code that `save_pretrained` takes along.
+    the code that `save_pretrained` takes along and without what refers to it: a stock `pipeline` would ask for it.
     """
     stock = {"model_type": config.backbone_type}
     if config.architectures:
         stock["architectures"] = [name.removeprefix("Dee") for name in config.architectures]
     values = config.to_diff_dict() | stock
+    for name in ("auto_map", "custom_pipelines"):
+        values.pop(name, None)
     write_text(folder / "config.json", json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
