@@ -1,6 +1,8 @@
 """The servers of examples/, with real requests on loopback."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -91,7 +93,9 @@ def test_fastapi(checkpoint, expected, monkeypatch):
 def test_as_a_program(checkpoint, expected, script, path, tmp_path):
     port = free_port()
     command = [sys.executable, EXAMPLES / script, checkpoint, "--port", str(port), "--threads", "1"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
     try:
         deadline = time.monotonic() + 120
         while True:
@@ -105,5 +109,5 @@ def test_as_a_program(checkpoint, expected, script, path, tmp_path):
             time.sleep(0.3)
         classify_all(f"http://127.0.0.1:{port}/{path}", expected)
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGKILL)  # with the workers that LitServe starts
         process.wait(60)
