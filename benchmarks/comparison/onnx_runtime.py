@@ -23,7 +23,7 @@ class OnnxModels:
     Args:
         dtype (`str`): `"float32"` or `"int8"`.
         stock, bare (`onnxruntime.InferenceSession`): The stock class at full depth, and without its layers.
-        segments ([`OnnxEarlyExitModel`]): A file for each layer.
+        segments ([`OnnxEarlyExitModel`], *optional*): A file for each layer; `None` with off-ramps that read `past`.
         single (`onnxruntime.InferenceSession`): One file with the exits inside.
     """
 
@@ -41,8 +41,10 @@ def make_onnx(model: Any, stock: Any, bare: Any, folder: Path, threads: int, dty
         files[name] = folder / f"{name}_{dtype}.onnx"
         export_stock(one, files[name], dtype)
     exits = export_onnx(model, folder / dtype, dtype=dtype)
-    segments = OnnxEarlyExitModel.from_pretrained(exits, num_threads=threads)
-    segments.single_file = None  # or calls would run it
+    segments = None
+    if model.config.off_ramp_context == "own":
+        segments = OnnxEarlyExitModel.from_pretrained(exits, num_threads=threads)
+        segments.single_file = None  # or calls would run it
     return OnnxModels(
         dtype=dtype,
         stock=open_session(files["stock"], threads),
@@ -69,6 +71,8 @@ def stock_contenders(models: OnnxModels, batches: Batches, accuracy: float | Non
 
 
 def segment_contenders(models: OnnxModels, batches: Batches, points: list[Point]) -> list[Contender]:
+    if models.segments is None:
+        return []
     runs = [partial(run_model, models.segments, batches, early_exit_entropy=point.argument) for point in points]
     return [
         Contender.at(point, "segments", ONNX[models.dtype], run, exits_of_outputs)

@@ -221,13 +221,16 @@ def in_pytorch(
 def in_onnx_runtime(
     subject: Subject, models: Any, batches: eager.Batches, select_on: Any, evaluate_on: Any, batch_size: int
 ) -> list[Contender]:
-    """In int8 answers and entropies are others, and depend on the batch: thresholds are chosen anew."""
+    """
+    In int8 answers and entropies are others, and depend on the batch: thresholds are chosen anew where there are
+    segments to collect exits with, and otherwise are those of float32.
+    """
     if models.dtype == "float32":
         stock_accuracy = accuracies(evaluate_on)[-1]
     else:
         stock_accuracy = session_accuracy(subject, models.stock, batch_size)
     contenders = onnx_runtime.stock_contenders(models, batches, stock_accuracy)
-    if models.dtype != "float32":
+    if models.dtype != "float32" and models.segments is not None:
         select_on, evaluate_on = subject.collect(models.segments, batch_size)
     points = [Point("S = 0", 0.0, 0.0, accuracies(evaluate_on)[-1]), *make_points(select_on, evaluate_on)]
     contenders += onnx_runtime.segment_contenders(models, batches, points)
