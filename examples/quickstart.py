@@ -33,6 +33,7 @@ from transformers_deebert import (
     DeeBertTrainingArguments,
     OffRampTrainer,
     add_exits,
+    apply_threshold,
     collect_exits,
     make_report,
     pick_threshold,
@@ -205,7 +206,11 @@ def main(argv: list[str] | None = None) -> dict:
 
     with phases("evaluation", "One pass with all off-ramps over the unseen sentences"):
         test = collect_exits(model, encoded["test"], DataCollatorWithPadding(tokenizer), progress=False)
+        # `add_exits` held half of the validation sentences back for its report; with others to evaluate on, all select.
         choice = pick_threshold(added.table, max_metric_drop=MAX_DROP, evaluate_on=test)
+        if choice.met:
+            for one in (output, model):
+                apply_threshold(one, choice)
         points = sweep_thresholds(test, sorted({*SHOWN, choice.threshold}))
 
     timed = encoded["test"] if arguments.full else encoded["test"].select(range(min(TIMED_ROWS, len(encoded["test"]))))
