@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> dict:
 
     with phases("evaluation", "One pass with all off-ramps over the unseen sentences"):
         test = collect_exits(model, encoded["test"], DataCollatorWithPadding(tokenizer), progress=False)
-        # `add_exits` held half of the validation sentences back for its report; with others to evaluate on, all select.
+        # `add_exits` kept half of the validation sentences for its report; with the test sentences there, all select.
         choice = pick_threshold(added.table, max_metric_drop=MAX_DROP, evaluate_on=test)
         if choice.met:
             for one in (output, model):
