@@ -35,6 +35,30 @@ class Answer(BaseModel):
     exit_layer: int
 
 
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Serve a checkpoint with exits over HTTP.")
+    parser.add_argument("checkpoint", help="folder or repository of a model with off-ramps, or an exported folder")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--threshold", type=float, help="early_exit_entropy; default: the checkpoint's")
+    parser.add_argument("--batch_size", type=int, default=8, help="rows that go through a layer together")
+    parser.add_argument("--max_length", type=int, help="tokens that longer texts are cut to")
+    parser.add_argument("--threads", type=int, help="threads of the model")
+    return parser
+
+
+def make_predictor(arguments: argparse.Namespace, device: str = "cpu") -> OnlinePredictor:
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    return OnlinePredictor(
+        load_model(arguments.checkpoint).to(device),
+        AutoTokenizer.from_pretrained(arguments.checkpoint),
+        batch_size=arguments.batch_size,
+        max_length=arguments.max_length,
+        early_exit_entropy=arguments.threshold,
+    )
+
+
 def load_model(folder: str):
     """The checkpoint in PyTorch, or an exported folder in ONNX Runtime."""
     if not Path(folder, "onnx.json").is_file():
@@ -71,25 +95,9 @@ def make_app(predictor: OnlinePredictor) -> FastAPI:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve a checkpoint with exits over HTTP.")
-    parser.add_argument("checkpoint", help="folder or repository of a model with off-ramps, or an exported folder")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--threshold", type=float, help="early_exit_entropy; default: the checkpoint's")
-    parser.add_argument("--batch_size", type=int, default=8, help="rows that go through a layer together")
-    parser.add_argument("--max_length", type=int, help="tokens that longer texts are cut to")
-    parser.add_argument("--threads", type=int, help="threads of the model")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    predictor = OnlinePredictor(
-        load_model(arguments.checkpoint),
-        AutoTokenizer.from_pretrained(arguments.checkpoint),
-        batch_size=arguments.batch_size,
-        max_length=arguments.max_length,
-        early_exit_entropy=arguments.threshold,
-    )
-    uvicorn.run(make_app(predictor), host=arguments.host, port=arguments.port, log_level="warning")
+    arguments = make_parser().parse_args()
+    app = make_app(make_predictor(arguments))
+    uvicorn.run(app, host=arguments.host, port=arguments.port, log_level="warning")
 
 
 if __name__ == "__main__":

@@ -12,26 +12,19 @@ import asyncio
 import queue
 
 import litserve
-import torch
 from fastapi import HTTPException
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-from transformers_deebert import OnlinePredictor
+from serve_fastapi import make_parser, make_predictor
 
 
 class EarlyExitAPI(litserve.LitAPI):
     """One model a worker; its scheduler batches, so LitServe hands requests on as they come."""
 
-    def __init__(self, checkpoint: str, threshold: float | None, batch_size: int, threads: int | None):
+    def __init__(self, arguments: argparse.Namespace):
         super().__init__(enable_async=True)
-        self.checkpoint, self.threshold, self.rows, self.threads = checkpoint, threshold, batch_size, threads
+        self.arguments = arguments
 
     def setup(self, device: str) -> None:
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        model = AutoModelForSequenceClassification.from_pretrained(self.checkpoint).eval().to(device)
-        tokenizer = AutoTokenizer.from_pretrained(self.checkpoint)
-        self.predictor = OnlinePredictor(model, tokenizer, self.rows, early_exit_entropy=self.threshold)
+        self.predictor = make_predictor(self.arguments, device)
 
     async def decode_request(self, request: dict) -> dict:
         return request
@@ -49,16 +42,8 @@ class EarlyExitAPI(litserve.LitAPI):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Serve a checkpoint with exits over HTTP.")
-    parser.add_argument("checkpoint", help="folder or repository of a model with off-ramps")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--threshold", type=float, help="early_exit_entropy; default: the checkpoint's")
-    parser.add_argument("--batch_size", type=int, default=8, help="rows that go through a layer together")
-    parser.add_argument("--threads", type=int, help="threads of the model")
-    arguments = parser.parse_args()
-    api = EarlyExitAPI(arguments.checkpoint, arguments.threshold, arguments.batch_size, arguments.threads)
-    server = litserve.LitServer(api, accelerator="auto")
+    arguments = make_parser().parse_args()
+    server = litserve.LitServer(EarlyExitAPI(arguments), accelerator="auto")
     server.run(host=arguments.host, port=arguments.port, generate_client_file=False, log_level="warning")
 
 
