@@ -288,6 +288,7 @@ class EarlyExitPredictor:
                 yield answer
 
     def count(self, part: Answers) -> None:
+        """Adds answers to [`exit_counts`]; failed ones do not count."""
         if part.error is None:
             with self._lock:
                 self._counts[self.model.exit_layers.index(part.exit_layer)] += len(part.indices)
